@@ -1,0 +1,122 @@
+"""Every field of a run with its default. Other configs are diffs on this one.
+
+Sources of the defaults: "diffusers" = the DreamBooth example scripts and pipelines; "LlamaGen" = its released scripts;
+"ours" = the paper does not say (it gives no steps, learning rates, ranks, batch sizes or sampler settings).
+"""
+
+from ml_collections import ConfigDict
+
+
+def training(**changes) -> ConfigDict:
+    """The training fields that stages 1 and 3 share, with `changes`."""
+    config = ConfigDict(
+        dict(
+            steps=500,  # diffusers: 500 for SDXL and SD3 DreamBooth LoRA
+            batch_size=4,  # rows a step, over all devices; with prior preservation half of them are class images
+            accumulation=1,  # each step's batch is run in this many pieces
+            learning_rate=1e-4,
+            schedule="constant",  # constant | linear | cosine, after the warm-up
+            warmup_steps=0,
+            beta1=0.9,
+            beta2=0.999,
+            epsilon=1e-8,
+            weight_decay=1e-4,  # diffusers; on tensors of two and more dimensions
+            clip_norm=1.0,  # of the whole gradient; 0: off
+            ema_decay=0.0,  # 0: off
+            checkpoint_every=100,
+            keep_checkpoints=2,
+            log_every=10,
+            preview_every=0,  # sample grid at fixed seeds every so many steps; 0: never
+        )
+    )
+    config.update(changes)
+    return config
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.stages = ("subject_tuning", "proxy_generation", "proxy_tuning", "evaluation")
+    # "{workdir}" and "{shared}" in any path stand for the run's --workdir and its --shared folder.
+    config.subject = ConfigDict(
+        dict(
+            photos="",  # a folder of 1 or more photos
+            class_noun="",  # "dog", "backpack", ...
+            token="sks",  # the rare word that comes to mean the subject (diffusers)
+            live=False,  # a pet or person: DreamBench's live-subject prompts; else its object prompts
+        )
+    )
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: the devices that remain
+    config.compute = ConfigDict(dict(dtype="bfloat16", remat="full", unroll=False))
+
+    config.supervisor = ConfigDict(
+        dict(
+            family="sd3",
+            checkpoint="stabilityai/stable-diffusion-3-medium-diffusers",  # folder or hub id in the diffusers layout
+            resolution=512,  # diffusers: SD3 DreamBooth LoRA
+            max_sequence_length=77,  # T5 tokens (diffusers' training scripts)
+            t5=True,  # False: zeros in place of T5's features
+        )
+    )
+    config.student = ConfigDict(
+        dict(
+            family="llamagen",
+            gpt="peizesun/llamagen_t2i/t2i_XL_stage1_256.pt",  # file, or hub id/file
+            vq="peizesun/llamagen_t2i/vq_ds16_t2i.pt",
+            text_encoder="google/flan-t5-xl",  # folder or hub id in the transformers layout
+            resolution=256,
+        )
+    )
+
+    lora = ConfigDict(dict(rank=16, alpha=16.0, pattern="", dropout_rate=0.0))
+    config.subject_tuning = ConfigDict(
+        dict(
+            mode="lora",  # lora | full
+            lora=lora.copy_and_resolve_references(),
+            prompt="a photo of {token} {class_noun}",  # diffusers
+            weighting="logit_normal",  # logit_normal | none | sigma_sqrt | cosmap | mode (diffusers)
+            precondition_outputs=True,  # diffusers: regress the clean latents
+            prior=ConfigDict(dict(weight=1.0, num_images=100, prompt="a photo of {class_noun}")),  # weight 0: off
+            augment="none",  # none | paper (flip, ±5° rotation, 0.9-1.0 crop)
+            augment_variants=1,  # how many augmented copies of each photo are encoded
+            training=training(learning_rate=4e-4, preview_every=0),
+        )
+    )
+    config.subject_tuning.lora.pattern = r"(blocks|last_block)\.attention\.(img|txt)_(q|k|v|o)"
+    config.proxy_generation = ConfigDict(
+        dict(
+            num_images=1000,  # the paper, second hand
+            prompts=("a {token} {class_noun}",),  # the paper's one template, second hand
+            batch_size=8,
+            steps=28,  # diffusers' SD3 pipeline
+            guidance_scale=7.0,
+        )
+    )
+    config.proxy_tuning = ConfigDict(
+        dict(
+            source="proxies",  # proxies | photos: the paper's direct-tuning baseline
+            mode="lora",
+            lora=lora.copy_and_resolve_references(),
+            prompt="a photo of {token} {class_noun}",  # of photos; proxies carry their own
+            augment="none",
+            augment_variants=1,
+            class_dropout=0.1,  # LlamaGen
+            dropout=0.0,  # LlamaGen pre-trains with 0.1; ours for adapters
+            encode_batch_size=8,
+            training=training(steps=1000, beta2=0.95, weight_decay=0.05),  # LlamaGen's AdamW, our steps
+        )
+    )
+    config.proxy_tuning.lora.pattern = r"blocks\.(q|k|v|o|gate|up|down)"
+    config.evaluation = ConfigDict(
+        dict(
+            arms=("supervisor", "student"),  # also: untuned_supervisor, untuned_student
+            images_per_prompt=4,
+            num_prompts=25,
+            batch_size=8,
+            supervisor=ConfigDict(dict(steps=28, guidance_scale=7.0)),
+            student=ConfigDict(dict(guidance_scale=7.5, top_k=1000, top_p=1.0, temperature=1.0)),  # LlamaGen t2i
+            dino="facebook/dino-vits16",
+            clip="openai/clip-vit-base-patch32",
+        )
+    )
+    return config.lock()

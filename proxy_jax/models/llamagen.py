@@ -1,0 +1,206 @@
+"""LlamaGen: a Llama-style decoder that draws images token by token (Sun et al., arXiv 2406.06525; autoregressive/models/gpt.py).
+
+The sequence is `cls_token_num` condition slots (120 projected T5 features, or 1 class embedding) followed by the image's
+codes in raster order. Token 0 is predicted from the last condition slot. The 2-D rotary table covers image positions only:
+condition slots have an all-zero table, so their queries and keys vanish. That is how the published weights were trained.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from proxy_jax.models.attention import attention
+from proxy_jax.models.layers import Buffer, Compute, Dense, Embed, RMSNorm, dropout, rotate_pairs, scan_layers, stack, tokens
+from proxy_jax.sharding import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaGenConfig:
+    """Field names as in the official ModelArgs."""
+
+    dim: int
+    n_layer: int
+    n_head: int
+    vocab_size: int = 16384
+    model_type: str = "t2i"  # "t2i": T5 features; "c2i": a class label
+    caption_dim: int = 2048
+    cls_token_num: int = 120
+    num_classes: int = 1000
+    multiple_of: int = 256
+    norm_eps: float = 1e-5
+    rope_base: float = 10000.0
+
+    def __post_init__(self):
+        if self.model_type not in ("t2i", "c2i"):
+            raise ValueError(f"model_type is 't2i' or 'c2i', not {self.model_type!r}")
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the SwiGLU: 2/3 of 4·dim, rounded up to `multiple_of`."""
+        return self.multiple_of * math.ceil(int(2 * 4 * self.dim / 3) / self.multiple_of)
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_head
+
+
+VARIANTS = {
+    name: LlamaGenConfig(dim=dim, n_layer=n_layer, n_head=n_head)
+    for name, n_layer, n_head, dim in (("B", 12, 12, 768), ("L", 24, 16, 1024), ("XL", 36, 20, 1280), ("XXL", 48, 24, 1536), ("3B", 24, 32, 3200))
+}
+
+
+def rope_table(grid: int, head_dim: int, num_condition: int, base: float = 10000.0) -> jax.Array:
+    """(cos, sin) for `num_condition` zero rows and grid² image rows: [num_condition + grid², head_dim/2, 2] in float32.
+
+    The first half of the pairs turns with the row, the second with the column.
+    """
+    half = head_dim // 2
+    frequencies = 1.0 / base ** (np.arange(0, half, 2, dtype=np.float32)[: half // 2] / half)
+    angles = np.outer(np.arange(grid, dtype=np.float32), frequencies)
+    rows, columns = np.broadcast_to(angles[:, None], (grid, grid, half // 2)), np.broadcast_to(angles[None], (grid, grid, half // 2))
+    image = np.concatenate([rows, columns], axis=-1).reshape(grid * grid, half)
+    table = np.stack([np.cos(image), np.sin(image)], axis=-1)
+    return jnp.asarray(np.concatenate([np.zeros((num_condition, half, 2)), table]), jnp.float32)
+
+
+def attention_mask(condition_mask: jax.Array, length: int) -> jax.Array:
+    """The official mask [batch, length, length] (True = attend): causal, padded condition columns hidden, the diagonal kept."""
+    num_condition = condition_mask.shape[1]
+    visible = jnp.pad(condition_mask.astype(bool), ((0, 0), (0, length - num_condition)), constant_values=True)
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    return (causal & visible[:, None, :]) | jnp.eye(length, dtype=bool)
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and SwiGLU."""
+
+    def __init__(self, config: LlamaGenConfig, *, rngs: nnx.Rngs):
+        dim, hidden = config.dim, config.hidden_dim
+        self.attention_norm = RMSNorm(dim, eps=config.norm_eps)
+        self.q = Dense(dim, dim, bias=False, axes=("embed", "heads"), rngs=rngs)
+        self.k = Dense(dim, dim, bias=False, axes=("embed", "heads"), rngs=rngs)
+        self.v = Dense(dim, dim, bias=False, axes=("embed", "heads"), rngs=rngs)
+        self.o = Dense(dim, dim, bias=False, axes=("heads", "embed"), rngs=rngs)
+        self.ffn_norm = RMSNorm(dim, eps=config.norm_eps)
+        self.gate = Dense(dim, hidden, bias=False, axes=("embed", "mlp"), rngs=rngs)
+        self.up = Dense(dim, hidden, bias=False, axes=("embed", "mlp"), rngs=rngs)
+        self.down = Dense(hidden, dim, bias=False, axes=("mlp", "embed"), rngs=rngs)
+        self.n_head = config.n_head
+
+    def qkv(self, x: jax.Array, rope: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Rotated queries, rotated keys and values, each [batch, length, heads, head_dim]."""
+        x = self.attention_norm(x)
+        q, k, v = (rearrange(layer(x), "b l (h d) -> b l h d", h=self.n_head) for layer in (self.q, self.k, self.v))
+        q, k, v = (constrain(y, "batch", "length", "act_heads", "head_dim") for y in (q, k, v))
+        return rotate_pairs(q, rope), rotate_pairs(k, rope), v
+
+    def finish(self, x: jax.Array, attended: jax.Array, rate: float = 0.0, rng: jax.Array | None = None) -> jax.Array:
+        """The residual stream after attention's output and the MLP."""
+        rng_attention, rng_mlp = (None, None) if rng is None else jax.random.split(rng)
+        x = x + dropout(self.o(rearrange(attended, "b l h d -> b l (h d)")), rate, rng_attention)
+        y = self.ffn_norm(x)
+        y = constrain(jax.nn.silu(self.gate(y)) * self.up(y), "batch", "length", "act_mlp")
+        return tokens(x + dropout(self.down(y), rate, rng_mlp))
+
+
+class LlamaGen(nnx.Module):
+    """The decoder with its condition embedder, token embedding and output head."""
+
+    def __init__(self, config: LlamaGenConfig, *, compute: Compute = Compute(), rngs: nnx.Rngs):
+        self.config, self.compute = config, compute
+        dim = config.dim
+        if config.model_type == "t2i":
+            self.caption_in = Dense(config.caption_dim, dim, bias=False, axes=("embed", "mlp"), rngs=rngs)
+            self.caption_out = Dense(dim, dim, bias=False, axes=("mlp", "embed"), rngs=rngs)
+            unconditional = jax.random.normal(rngs.params(), (config.cls_token_num, config.caption_dim)) / config.caption_dim**0.5
+            self.unconditional = Buffer(unconditional, axes=("position", "embed"))
+        else:
+            self.class_embed = Embed(config.num_classes + 1, dim, rngs=rngs)
+        self.token_embed = Embed(config.vocab_size, dim, rngs=rngs)
+        self.blocks = stack(lambda rngs: Block(config, rngs=rngs), config.n_layer, rngs)
+        self.norm = RMSNorm(dim, eps=config.norm_eps)
+        self.head = Dense(dim, config.vocab_size, bias=False, axes=("embed", "vocab"), rngs=rngs)
+
+    def embed_condition(self, condition: jax.Array, drop: jax.Array | None = None) -> jax.Array:
+        """[batch, cls_token_num, dim] from T5 features [batch, cls_token_num, caption_dim] or class labels [batch].
+
+        drop [batch] (True): the unconditional embedding instead.
+        """
+        if self.config.model_type == "c2i":
+            label = condition if drop is None else jnp.where(drop, self.config.num_classes, condition)
+            return self.class_embed(label, self.compute.dtype)[:, None]
+        if drop is not None:
+            condition = jnp.where(drop[:, None, None], self.unconditional[...].astype(condition.dtype), condition)
+        x = condition.astype(self.compute.dtype)
+        return self.caption_out(jax.nn.gelu(self.caption_in(x), approximate=True))
+
+    def rope(self, grid: int) -> jax.Array:
+        """The rotary table of the whole sequence for a grid × grid image."""
+        return rope_table(grid, self.config.head_dim, self.config.cls_token_num, self.config.rope_base)
+
+    def hidden_states(
+        self,
+        condition: jax.Array,
+        condition_mask: jax.Array,
+        image_tokens: jax.Array,
+        *,
+        grid: int,
+        drop: jax.Array | None = None,
+        dropout_rate: float = 0.0,
+        rng: jax.Array | None = None,
+    ) -> jax.Array:
+        """Normed final states [batch, cls_token_num + n, dim] for a condition and the first n image tokens [batch, n].
+
+        condition_mask [batch, cls_token_num]: 1 on valid slots. grid: side of the token grid. `drop` as in embed_condition.
+        dropout_rate is the official resid/ffn/token dropout; no dropout without `rng`.
+        """
+        rng_tokens, rng_layers = (None, None) if rng is None else jax.random.split(rng)
+        x = jnp.concatenate([self.embed_condition(condition, drop), self.token_embed(image_tokens, self.compute.dtype)], axis=1)
+        x = dropout(tokens(x), dropout_rate, rng_tokens)
+        length = x.shape[1]
+        rope, mask = self.rope(grid)[:length], attention_mask(condition_mask, length)[:, None]
+        keys = None if rng is None else jax.random.split(rng_layers, self.config.n_layer)
+
+        def body(block: Block, x: jax.Array, key: jax.Array | None):
+            q, k, v = block.qkv(x, rope)
+            return block.finish(x, attention(q, k, v, mask=mask), dropout_rate, key), None
+
+        x, _ = scan_layers(self.blocks, body, x, keys, compute=self.compute)
+        return self.norm(x)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Float32 next-token logits [..., vocab_size] of final states."""
+        return self.head(hidden).astype(jnp.float32)
+
+    def init_cache(self, batch: int, length: int) -> tuple[jax.Array, jax.Array]:
+        """Empty keys and values, each [layers, batch, length, heads, head_dim]."""
+        c = self.config
+        shape = (c.n_layer, batch, length, c.n_head, c.head_dim)
+        empty = constrain(jnp.zeros(shape, self.compute.dtype), "layers", "batch", "length", "act_heads", "head_dim")
+        return empty, empty
+
+    def extend(
+        self, x: jax.Array, cache: tuple[jax.Array, jax.Array], position: jax.Array | int, rope: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Runs embedded slots x [batch, n, dim] at `position`.. against the cache; returns normed states and the cache with them in it.
+
+        rope: the whole sequence's table; mask [batch, n, cache_length]: the columns that each of the n rows attends to.
+        """
+        rope = jax.lax.dynamic_slice_in_dim(rope, position, x.shape[1])
+
+        def body(block: Block, carry, layer: jax.Array):
+            x, keys, values = carry
+            q, k, v = block.qkv(x, rope)
+            keys = jax.lax.dynamic_update_slice(keys, k[None], (layer, 0, position, 0, 0))
+            values = jax.lax.dynamic_update_slice(values, v[None], (layer, 0, position, 0, 0))
+            attended = attention(q, keys[layer], values[layer], mask=mask[:, None])
+            return (block.finish(x, attended), keys, values), None
+
+        (x, *cache), _ = scan_layers(self.blocks, body, (x, *cache), jnp.arange(self.config.n_layer), compute=self.compute)
+        return self.norm(x), tuple(cache)

@@ -1,0 +1,54 @@
+"""A model's variables as a flat dict {"blocks.q.kernel": array}, and back: what weights, LoRA, training and checkpoints work on."""
+
+from collections.abc import Callable, Mapping
+
+import jax
+from flax import nnx
+
+
+def name_of(path: tuple) -> str:
+    """The dotted name of an nnx path: ("blocks", "q", "kernel") -> "blocks.q.kernel"."""
+    return ".".join(str(part) for part in path)
+
+
+def variables(model: nnx.Module) -> dict[str, nnx.Variable]:
+    """Every variable of `model` by its dotted name, in a fixed order. The values may be arrays or shapes (`nnx.eval_shape`)."""
+    return {name_of(path): variable for path, variable in nnx.to_flat_state(nnx.state(model))}
+
+
+def value(variable: nnx.Variable) -> jax.Array | jax.ShapeDtypeStruct:
+    """What a variable holds: its array, or its shape in an abstract model."""
+    return jax.tree.leaves(variable)[0]
+
+
+def arrays(model: nnx.Module, keep: Callable[[str, nnx.Variable], bool] = lambda name, variable: True) -> dict[str, jax.Array]:
+    """The values of the variables for which keep(name, variable) holds."""
+    return {name: value(variable) for name, variable in variables(model).items() if keep(name, variable)}
+
+
+def axes(variable: nnx.Variable) -> tuple[str, ...]:
+    """The logical axes that a variable was declared with, one a dimension (see proxy_jax/sharding.py)."""
+    return variable.get_metadata()["axes"]
+
+
+def with_arrays(model: nnx.Module, values: Mapping[str, jax.Array]) -> nnx.Module:
+    """A copy of `model` in which the named variables hold `values`; the others are kept. Traceable: no value is read.
+
+    Raises KeyError if a name is not one of the model's.
+    """
+    graph, state = nnx.split(model)
+    unknown = set(values) - {name_of(path) for path, _ in nnx.to_flat_state(state)}
+    if unknown:
+        raise KeyError(f"the model has no variable {sorted(unknown)[:5]}")
+
+    def replace(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+        name = name_of(path)
+        return variable.replace(values[name]) if name in values else variable
+
+    return nnx.merge(graph, nnx.map_state(replace, state))
+
+
+def abstract(model: nnx.Module) -> nnx.Module:
+    """The same model with shapes in place of arrays: a skeleton for `with_arrays` that holds no memory."""
+    shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays(model).items()}
+    return with_arrays(model, shapes)

@@ -1,0 +1,148 @@
+"""The device mesh and the logical-axis rules: the only file that names mesh axes.
+
+Models name what an axis *is* ("embed", "heads", "batch"); `RULES` says which mesh axis it is split over. The mesh has
+three axes: `data` (replicas), `fsdp` (batch and parameters split together) and `tensor` (heads, MLP and vocabulary split).
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+# logical axis -> mesh axis, or a tuple of mesh axes, or None (not split)
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    # parameters
+    "layers": None,
+    "embed": "fsdp",
+    "embed_out": None,  # the second of two model-width axes of one kernel
+    "mlp": "tensor",
+    "heads": "tensor",
+    "vocab": "tensor",
+    "position": None,
+    "conv_window": None,
+    "conv_in": None,
+    "conv_out": "fsdp",
+    "lora_rank": None,
+    "scalar": None,
+    # activations
+    "batch": ("data", "fsdp"),
+    "length": None,
+    "height": None,
+    "width": None,
+    "act_embed": None,
+    "act_mlp": "tensor",
+    "act_heads": "tensor",
+    "act_vocab": "tensor",
+    "head_dim": None,
+}
+
+REPLICATED_LIMIT_BYTES = 1 << 20
+
+_mesh: Mesh | None = None
+
+
+class ShardingError(ValueError):
+    """An axis that no rule knows, two axes of one array on one mesh axis, or a large parameter that no axis splits."""
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A (data, fsdp, tensor) mesh over `devices` (all by default); one size may be -1: whatever remains.
+
+    Raises ShardingError if the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) > 1:
+        raise ShardingError(f"only one mesh axis may be -1, got {dict(zip(AXES, sizes, strict=True))}")
+    known = math.prod(size for size in sizes if size != -1)
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices):
+        raise ShardingError(f"a mesh of {dict(zip(AXES, sizes, strict=True))} does not cover {len(devices)} devices")
+    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh | None) -> Iterator[Mesh | None]:
+    """Makes `mesh` the one that `constrain` and the loaders use inside the block."""
+    global _mesh
+    previous, _mesh = _mesh, mesh
+    try:
+        yield mesh
+    finally:
+        _mesh = previous
+
+
+def current() -> Mesh | None:
+    """The mesh of the innermost `use`, or None."""
+    return _mesh
+
+
+def _mesh_axes(axis: str | None) -> tuple[str, ...]:
+    if axis is None:
+        return ()
+    if axis not in RULES:
+        raise ShardingError(f"no rule for the logical axis {axis!r}; known: {sorted(RULES)}")
+    target = RULES[axis]
+    return (target,) if isinstance(target, str) else tuple(target or ())
+
+
+def spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """The PartitionSpec of an array with logical `axes` and `shape`; a mesh axis that does not divide its dimension is left out.
+
+    Raises ShardingError on an unknown axis or if one mesh axis would split two dimensions.
+    """
+    if len(axes) != len(shape):
+        raise ShardingError(f"{len(axes)} logical axes {tuple(axes)} for an array of shape {tuple(shape)}")
+    parts, used = [], set()
+    for axis, size in zip(axes, shape, strict=True):
+        targets = _mesh_axes(axis)
+        if used.intersection(targets):
+            raise ShardingError(f"logical axes {tuple(axes)} use the mesh axis of {axis!r} twice")
+        used.update(targets)
+        divides = size % math.prod(mesh.shape[t] for t in targets) == 0
+        parts.append((targets if len(targets) > 1 else targets[0]) if targets and divides else None)
+    return PartitionSpec(*parts)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """`x` with its layout fixed by logical `axes`; `x` itself where no mesh, or a mesh of one device, is in use."""
+    if _mesh is None or _mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(_mesh, spec(axes, x.shape, _mesh)))
+
+
+def parameter(name: str, axes: Sequence[str | None], shape: Sequence[int], itemsize: int, mesh: Mesh) -> NamedSharding:
+    """The sharding of one parameter. Raises ShardingError if it is over 1 MiB and a mesh that could split it does not."""
+    partition = spec(axes, shape, mesh)
+    splits = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    size = math.prod(shape) * itemsize
+    if splits > 1 and size > REPLICATED_LIMIT_BYTES and all(part is None for part in partition):
+        raise ShardingError(f"{name} {tuple(shape)} ({size / 2**20:.1f} MiB) with axes {tuple(axes)} would be replicated on {mesh.shape}")
+    return NamedSharding(mesh, partition)
+
+
+def batch(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array whose leading axis is the batch."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def batch_multiple(mesh: Mesh) -> int:
+    """Batches must be a multiple of this many examples."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put_batch(arrays, mesh: Mesh | None):
+    """Numpy arrays (a pytree; this process's share of the batch) as global arrays split over the mesh's batch axes."""
+    if mesh is None:
+        return jax.tree.map(jax.numpy.asarray, arrays)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch(mesh), np.asarray(x)), arrays)

@@ -1,0 +1,239 @@
+"""Name tables: official tensor name ↔ our variable, as reversible data, and the engine that loads, exports and checks by them.
+
+A model's table is a list of entries, each pairing one official tensor (or, with "{l}" in its name, one per layer of a stack)
+with one of our variables. Layouts differ in three ways only: the order of axes, several of our variables in one official tensor,
+and stacked layers. So an entry can map any slice of our variable to slices of official tensors: a host reads no more than it needs.
+"""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from proxy_jax import sharding
+from proxy_jax.models import parameters
+
+
+class Tensors(Protocol):
+    """A checkpoint's tensors, read piecewise."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor by its official name."""
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A slice of one tensor (one slice object a dimension)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One official tensor (a family of them where the name has "{l}") and our variable.
+
+    axes: our axis i is the official tensor's axis axes[i]; None: the same order.
+    part: (i, n): ours is the i-th of n equal pieces of the official tensor along its axis 0.
+    shape: the official tensor's shape where it has axes of size 1 that ours lacks; None: the same rank.
+    layers: the numbers that "{l}" takes, in our stacking order.
+    """
+
+    official: str
+    ours: str
+    axes: tuple[int, ...] | None = None
+    part: tuple[int, int] = (0, 1)
+    layers: range | None = None
+
+    def names(self) -> list[str]:
+        """The official tensor names, in our stacking order."""
+        return [self.official] if self.layers is None else [self.official.format(l=layer) for layer in self.layers]
+
+    def official_shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of each official tensor for our variable of shape `ours`."""
+        inner = ours if self.layers is None else ours[1:]
+        order = self.axes or range(len(inner))
+        shape = tuple(inner[list(order).index(axis)] for axis in range(len(inner)))
+        return (shape[0] * self.part[1], *shape[1:]) if self.part[1] > 1 else shape
+
+    def read(self, tensors: Tensors, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+        """Our variable's slice `index` (shape: the whole variable's), read from the official tensors."""
+        names, inner, inner_shape = self.names(), index, shape
+        if self.layers is not None:
+            names, inner, inner_shape = names[index[0]], index[1:], shape[1:]
+        order = self.axes or tuple(range(len(inner)))
+        bounds = [s.indices(size)[:2] for s, size in zip(inner, inner_shape, strict=True)]
+        official = [slice(*bounds[order.index(axis)]) for axis in range(len(inner))]
+        if self.part[1] > 1:
+            offset = self.part[0] * inner_shape[order.index(0)]
+            official[0] = slice(official[0].start + offset, official[0].stop + offset)
+        pieces = [tensors.read(name, tuple(official)).transpose(order) for name in names]
+        return pieces[0] if self.layers is None else np.stack(pieces)
+
+    def write(self, value: np.ndarray) -> dict[str, np.ndarray]:
+        """The official tensors (or, of fused ones, this entry's piece) that hold our variable's value."""
+        inner = [value] if self.layers is None else list(value)
+        order = self.axes or tuple(range(inner[0].ndim))
+        back = [order.index(axis) for axis in range(len(order))]
+        return {name: np.ascontiguousarray(piece.transpose(back)) for name, piece in zip(self.names(), inner, strict=True)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """All entries of a model, and the official names that hold nothing of ours.
+
+    ignored: regular expressions of tensors that may be in a file and are not read (statistics, tied copies).
+    copies: official name -> the official name of the tensor it repeats; written on export, not read.
+    prefixes: that some exports put before every name.
+    """
+
+    entries: tuple[Entry, ...]
+    ignored: tuple[str, ...] = ()
+    copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    prefixes: tuple[str, ...] = ()
+
+    def by_ours(self) -> dict[str, Entry]:
+        return {entry.ours: entry for entry in self.entries}
+
+
+def param(official: str, ours: str, axes: tuple[int, ...] | None = None) -> list[Entry]:
+    """A tensor kept as it is (or with its axes reordered)."""
+    return [Entry(official, ours, axes)]
+
+
+def linear(official: str, ours: str, *, bias: bool = True, part: tuple[int, int] = (0, 1)) -> list[Entry]:
+    """A torch Linear (weight [out, in], bias) and our Dense (kernel [in, out], bias); part: of a fused projection."""
+    entries = [Entry(f"{official}.weight", f"{ours}.kernel", (1, 0), part)]
+    return entries + ([Entry(f"{official}.bias", f"{ours}.bias", None, part)] if bias else [])
+
+
+def conv(official: str, ours: str, *, bias: bool = True) -> list[Entry]:
+    """A torch Conv2d (weight OIHW, bias) and our Conv (kernel HWIO, bias)."""
+    entries = [Entry(f"{official}.weight", f"{ours}.kernel", (2, 3, 1, 0))]
+    return entries + ([Entry(f"{official}.bias", f"{ours}.bias")] if bias else [])
+
+
+def norm(official: str, ours: str, *, bias: bool = True) -> list[Entry]:
+    """A norm's weight (our scale) and bias."""
+    entries = [Entry(f"{official}.weight", f"{ours}.scale")]
+    return entries + ([Entry(f"{official}.bias", f"{ours}.bias")] if bias else [])
+
+
+def embed(official: str, ours: str) -> list[Entry]:
+    """A torch Embedding and our Embed."""
+    return [Entry(f"{official}.weight", f"{ours}.embedding")]
+
+
+def layers(numbers: range, entries: list[Entry]) -> list[Entry]:
+    """Entries whose official names hold "{l}", for the layers of one stack."""
+    return [dataclasses.replace(entry, layers=numbers) for entry in entries]
+
+
+class WeightsError(ValueError):
+    """A checkpoint and a model that do not match; the message lists every difference."""
+
+
+def differences(model: nnx.Module, table: Table, official: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Every way in which a listing {official name: shape} and `model` (arrays or shapes) disagree under `table`; empty: they match."""
+    wanted = {name: tuple(value.shape) for name, value in parameters.arrays(model).items()}
+    found = {_strip(name, table): tuple(shape) for name, shape in official.items()}
+    problems = []
+    filled = Counter(entry.ours for entry in table.entries)
+    problems += [f"not in the table: our {name} {shape}" for name, shape in wanted.items() if not filled[name]]
+    problems += [f"in the table but not in the model: our {name}" for name in filled if name not in wanted]
+    problems += [f"in the table {count} times: our {name}" for name, count in filled.items() if count > 1]
+    stripped = Counter(_strip(name, table) for name in official)
+    problems += [f"in the file {count} times: {name}" for name, count in stripped.items() if count > 1]
+    used: Counter[str] = Counter()
+    pieces: dict[str, int] = {}
+    for entry in table.entries:
+        if entry.ours not in wanted:
+            continue
+        shape = entry.official_shape(wanted[entry.ours])
+        if entry.layers is not None and len(entry.layers) != wanted[entry.ours][0]:
+            problems.append(f"{entry.ours} stacks {wanted[entry.ours][0]} layers, the table {len(entry.layers)}")
+        for name in entry.names():
+            used[name] += 1
+            pieces[name] = entry.part[1]
+            if name not in found:
+                problems += [f"missing: {name} {shape}"] if used[name] == 1 else []
+            elif found[name] != shape:
+                problems.append(f"shape of {name}: {found[name]} in the file, {shape} in the model")
+    problems += [f"read {count} times by the table: {name}" for name, count in used.items() if count != pieces[name]]
+    for name, shape in found.items():
+        if name not in used and name not in table.copies and not any(re.fullmatch(pattern, name) for pattern in table.ignored):
+            problems.append(f"unused: {name} {shape}")
+    return problems
+
+
+def _strip(name: str, table: Table) -> str:
+    for prefix in table.prefixes:
+        if name.startswith(prefix):
+            return name[len(prefix) :]
+    return name
+
+
+class _Stripped:
+    """Tensors under the names without their prefix."""
+
+    def __init__(self, tensors: Tensors, table: Table):
+        self.tensors, self.names = tensors, {_strip(name, table): name for name in tensors.shapes()}
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        return self.tensors.read(self.names[name], index)
+
+
+def load(
+    make_model: Callable[[], nnx.Module],
+    table: Table,
+    tensors: Tensors,
+    *,
+    dtype_of: Callable[[str], Any] = lambda name: jnp.float32,
+    source: str = "the checkpoint",
+) -> nnx.Module:
+    """The model of `make_model` with its variables read from `tensors`, each straight into its shards on the mesh in use.
+
+    dtype_of: from our name to the dtype to hold the variable in. `make_model` is only traced.
+    Raises WeightsError, naming `source`, if anything is unused, missing, duplicate or misshaped.
+    """
+    model = nnx.eval_shape(make_model)
+    problems = differences(model, table, tensors.shapes())
+    if problems:
+        raise WeightsError(f"{source} does not match {type(model).__name__}:\n  " + "\n  ".join(problems))
+    entries, tensors, mesh = table.by_ours(), _Stripped(tensors, table), sharding.current()
+    values = {}
+    for name, variable in parameters.variables(model).items():
+        shape, kind = parameters.value(variable).shape, dtype_of(name)
+
+        def read(index: tuple[slice, ...], name=name, shape=shape, kind=kind) -> np.ndarray:
+            return entries[name].read(tensors, shape, index).astype(kind)
+
+        if mesh is None:
+            values[name] = jnp.asarray(read(tuple(slice(None) for _ in shape)))
+        else:
+            layout = sharding.parameter(name, parameters.axes(variable), shape, jnp.dtype(kind).itemsize, mesh)
+            values[name] = jax.make_array_from_callback(shape, layout, read)
+    return parameters.with_arrays(model, values)
+
+
+def export(model: nnx.Module, table: Table) -> dict[str, np.ndarray]:
+    """The official tensors of `model`, whole, on the host."""
+    values = parameters.arrays(model)
+    pieces: dict[str, dict[int, np.ndarray]] = {}
+    for entry in table.entries:
+        for name, piece in entry.write(np.asarray(values[entry.ours])).items():
+            pieces.setdefault(name, {})[entry.part[0]] = piece
+    tensors = {name: parts[0] if len(parts) == 1 else np.concatenate([parts[i] for i in sorted(parts)]) for name, parts in pieces.items()}
+    return tensors | {copy: tensors[name].copy() for copy, name in table.copies.items()}
+
+
+def save(model: nnx.Module, table: Table, path: Path, *, dtype: Any | None = None) -> None:
+    """Writes `model` as a safetensors file with the official names; dtype: cast to it first."""
+    tensors = export(model, table)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file({name: value if dtype is None else value.astype(dtype) for name, value in tensors.items()}, partial, metadata={"format": "pt"})
+    partial.rename(path)

@@ -1,0 +1,41 @@
+"""proxy_jax: Proxy-Tuning of autoregressive image models in JAX. Every range below is one the test suite has run in."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="proxy_jax",
+    version="0.1.0",
+    description="Proxy-Tuning of autoregressive image models in JAX, native to TPUs",
+    packages=find_packages(include=["proxy_jax", "proxy_jax.*"]),
+    python_requires=">=3.11,<3.14",
+    install_requires=[
+        "jax>=0.7.2,<0.12",
+        "flax>=0.12.0,<0.13",
+        "optax>=0.2.5,<0.3",
+        "orbax-checkpoint>=0.11.20,<0.13",
+        "grain>=0.2.12,<0.3",
+        "tensorflow-datasets>=4.9.9,<4.10",
+        "array-record>=0.8,<0.9",
+        "importlib_resources>=6",  # tensorflow-datasets needs it and does not say so
+        "transformers>=5.15,<6",  # tokenizers and configs; no torch at run time
+        "diffusers>=0.38,<0.43",  # checkpoint layouts
+        "tokenizers>=0.22",
+        "sentencepiece>=0.2",
+        "huggingface_hub>=1.0,<3",
+        "safetensors>=0.6",
+        "ml-collections>=1.1,<2",
+        "ml_dtypes>=0.5",
+        "absl-py>=2.1",
+        "einops>=0.8,<0.9",
+        "ftfy>=6.1",
+        "numpy>=2.1",
+        "pillow>=11",
+        "tensorboardX>=2.6",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.7.2,<0.12"],
+        "cuda": ["jax[cuda12]>=0.7.2,<0.12"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "torch==2.13.0", "peft>=0.18", "accelerate>=1"],
+    },
+)
