@@ -1,0 +1,129 @@
+"""Opening a checkpoint: safetensors or PyTorch pickles, one file, an index of shards, or a folder that holds either.
+
+The safetensors header is read here, because the library's numpy framework slices neither bfloat16 nor float8. Layout: 8 bytes of
+header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data (https://huggingface.co/docs/safetensors).
+"""
+
+import json
+import math
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from proxy_jax.weights.region import CheckpointError, Region, RegionTensors, contiguous
+
+DTYPES = {
+    "BOOL": np.bool_,
+    "U8": np.uint8,
+    "I8": np.int8,
+    "U16": np.uint16,
+    "I16": np.int16,
+    "U32": np.uint32,
+    "I32": np.int32,
+    "U64": np.uint64,
+    "I64": np.int64,
+    "F16": np.float16,
+    "F32": np.float32,
+    "F64": np.float64,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+}
+HEADER_LIMIT = 100_000_000  # bytes; the format's own
+SUFFIXES = (".safetensors",)
+# File names of weights in the Hugging Face layouts, most wanted first.
+NAMES = tuple(
+    f"{stem}{suffix}{index}"
+    for suffix in (".safetensors", ".bin")
+    for stem in ("model", "diffusion_pytorch_model", "pytorch_model")
+    for index in ("", ".index.json")
+)
+
+
+def open_tensors(path: Path) -> RegionTensors:
+    """The tensors of a checkpoint: a weight file, a shards' *.index.json, or a folder with one of them (see `choose`).
+
+    Nothing but names and shapes is read; slices are read as they are asked for. Raises CheckpointError for a missing or broken file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = choose(path)
+    if not path.is_file():
+        raise CheckpointError(f"no file {path}")
+    return RegionTensors(_shards(path) if path.suffix == ".json" else _regions(path))
+
+
+def choose(folder: Path) -> Path:
+    """The weights in a folder: safetensors before pickles, files without a variant (".fp16") before those with one.
+
+    A folder with no customary name but a single weight file gives that file. Raises CheckpointError with what is there otherwise.
+    """
+    seen = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    for name in NAMES:
+        if name in seen:
+            return folder / name
+    for name in NAMES:
+        for candidate in seen:
+            if _without_variant(candidate) == name:
+                return folder / candidate
+    weights = [name for name in seen if name.endswith(SUFFIXES)]
+    if len(weights) == 1:
+        return folder / weights[0]
+    raise CheckpointError(f"no weights in {folder}: looked for {', '.join(NAMES)}; found {', '.join(seen) or 'nothing'}")
+
+
+def _without_variant(name: str) -> str:
+    """"model.fp16.safetensors" -> "model.safetensors", "model.safetensors.index.fp16.json" -> "model.safetensors.index.json"."""
+    parts = name.split(".")
+    return ".".join([*parts[:-2], parts[-1]]) if len(parts) > 2 else name
+
+
+def _regions(path: Path) -> dict[str, Region]:
+    if path.suffix == ".safetensors":
+        return _safetensors(path)
+    raise CheckpointError(f"{path}: not a weight file that we read; those end in {', '.join(SUFFIXES)}")
+
+
+def _shards(index: Path) -> dict[str, Region]:
+    try:
+        shard_of = json.loads(index.read_text())["weight_map"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{index}: not an index of shards (JSON with a weight_map)") from error
+    shards = sorted(set(shard_of.values()))
+    outside = [shard for shard in shards if Path(shard).name != shard]
+    if outside:
+        raise CheckpointError(f"{index} names files outside its folder: {', '.join(outside)}")
+    missing = [shard for shard in shards if not (index.parent / shard).is_file()]
+    if missing:
+        raise CheckpointError(f"{index} names shards that are not beside it: {', '.join(missing)}")
+    regions = {shard: _regions(index.parent / shard) for shard in shards}
+    absent = [f"{name} in {shard}" for name, shard in shard_of.items() if name not in regions[shard]]
+    unlisted = [f"{name} of {shard}" for shard in shards for name in regions[shard] if shard_of.get(name) != shard]
+    if absent or unlisted:
+        raise CheckpointError(f"{index} and its shards disagree: not there: {absent[:5]}, not in the index: {unlisted[:5]}")
+    return {name: regions[shard][name] for name, shard in shard_of.items()}
+
+
+def _safetensors(path: Path) -> dict[str, Region]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, HEADER_LIMIT):
+            raise CheckpointError(f"{path}: not a safetensors file, or cut short ({size} bytes, a header of {length})")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: its safetensors header is not JSON") from error
+    header.pop("__metadata__", None)
+    return {name: _region(path, name, entry, 8 + length, size) for name, entry in header.items()}
+
+
+def _region(path: Path, name: str, entry: dict, start: int, size: int) -> Region:
+    if entry["dtype"] not in DTYPES:
+        raise CheckpointError(f"{path}: {name} is of type {entry['dtype']}; known: {', '.join(DTYPES)}")
+    dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+    if begin < 0 or end - begin != math.prod(shape) * dtype.itemsize or start + end > size:
+        raise CheckpointError(f"{path}: {name} {entry} does not fit the file of {size} bytes: it is broken or cut short")
+    return Region(path, start + begin, dtype, shape, contiguous(shape))
