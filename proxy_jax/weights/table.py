@@ -38,7 +38,7 @@ class Entry:
 
     axes: our axis i is the official tensor's axis axes[i]; None: the same order.
     part: (i, n): ours is the i-th of n equal pieces of the official tensor along its axis 0.
-    shape: the official tensor's shape where it has axes of size 1 that ours lacks; None: the same rank.
+    ones: how many trailing axes of size 1 the official tensor has that ours lacks.
     layers: the numbers that "{l}" takes, in our stacking order.
     """
 
@@ -47,6 +47,7 @@ class Entry:
     axes: tuple[int, ...] | None = None
     part: tuple[int, int] = (0, 1)
     layers: range | None = None
+    ones: int = 0
 
     def names(self) -> list[str]:
         """The official tensor names, in our stacking order."""
@@ -57,7 +58,8 @@ class Entry:
         inner = ours if self.layers is None else ours[1:]
         order = self.axes or range(len(inner))
         shape = tuple(inner[list(order).index(axis)] for axis in range(len(inner)))
-        return (shape[0] * self.part[1], *shape[1:]) if self.part[1] > 1 else shape
+        shape = (shape[0] * self.part[1], *shape[1:]) if self.part[1] > 1 else shape
+        return shape + (1,) * self.ones
 
     def read(self, tensors: Tensors, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
         """Our variable's slice `index` (shape: the whole variable's), read from the official tensors."""
@@ -70,7 +72,9 @@ class Entry:
         if self.part[1] > 1:
             offset = self.part[0] * inner_shape[order.index(0)]
             official[0] = slice(official[0].start + offset, official[0].stop + offset)
-        pieces = [tensors.read(name, tuple(official)).transpose(order) for name in names]
+        official += [slice(0, 1)] * self.ones
+        pieces = [tensors.read(name, tuple(official)) for name in names]
+        pieces = [piece.reshape(piece.shape[: len(order)]).transpose(order) for piece in pieces]
         return pieces[0] if self.layers is None else np.stack(pieces)
 
     def write(self, value: np.ndarray) -> dict[str, np.ndarray]:
@@ -78,7 +82,8 @@ class Entry:
         inner = [value] if self.layers is None else list(value)
         order = self.axes or tuple(range(inner[0].ndim))
         back = [order.index(axis) for axis in range(len(order))]
-        return {name: np.ascontiguousarray(piece.transpose(back)) for name, piece in zip(self.names(), inner, strict=True)}
+        pieces = [np.asarray(piece.transpose(back), order="C") for piece in inner]
+        return {name: piece.reshape(piece.shape + (1,) * self.ones) for name, piece in zip(self.names(), pieces, strict=True)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +118,12 @@ def linear(official: str, ours: str, *, bias: bool = True, part: tuple[int, int]
 def conv(official: str, ours: str, *, bias: bool = True) -> list[Entry]:
     """A torch Conv2d (weight OIHW, bias) and our Conv (kernel HWIO, bias)."""
     entries = [Entry(f"{official}.weight", f"{ours}.kernel", (2, 3, 1, 0))]
+    return entries + ([Entry(f"{official}.bias", f"{ours}.bias")] if bias else [])
+
+
+def pointwise(official: str, ours: str, *, bias: bool = True) -> list[Entry]:
+    """A torch Conv2d with a 1 × 1 window (weight [out, in, 1, 1], bias) and our Dense."""
+    entries = [Entry(f"{official}.weight", f"{ours}.kernel", (1, 0), ones=2)]
     return entries + ([Entry(f"{official}.bias", f"{ours}.bias")] if bias else [])
 
 
