@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -146,3 +147,8 @@ def put_batch(arrays, mesh: Mesh | None):
     if mesh is None:
         return jax.tree.map(jax.numpy.asarray, arrays)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch(mesh), np.asarray(x)), arrays)
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+    """A global array whole on every host."""
+    return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))

@@ -1,6 +1,8 @@
 """A model's variables as a flat dict {"blocks.q.kernel": array}, and back: what weights, LoRA, training and checkpoints work on."""
 
+import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from flax import nnx
@@ -52,3 +54,17 @@ def abstract(model: nnx.Module) -> nnx.Module:
     """The same model with shapes in place of arrays: a skeleton for `with_arrays` that holds no memory."""
     shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays(model).items()}
     return with_arrays(model, shapes)
+
+
+def jit(function: Callable[..., Any], static_argnames: tuple[str, ...] = ()) -> Callable[..., Any]:
+    """jax.jit for function(model, *args, **kwargs): the model's arrays are arguments, so tuning them compiles nothing anew."""
+
+    @functools.partial(jax.jit, static_argnums=0, static_argnames=static_argnames)
+    def run(graph, state, *args, **kwargs):
+        return function(nnx.merge(graph, state), *args, **kwargs)
+
+    @functools.wraps(function)
+    def call(model: nnx.Module, *args, **kwargs):
+        return run(*nnx.split(model), *args, **kwargs)
+
+    return call

@@ -1,0 +1,5 @@
+"""Diffusion supervisors: one file a family, each with a `make`; a new family adds its line here."""
+
+from proxy_jax.supervisors import sd3
+
+FAMILIES = {"sd3": sd3.make}

@@ -1,0 +1,115 @@
+"""The stage contract: a stage is done when its DONE.json says so for the same inputs; else it is run, or resumed.
+
+A stage module has `inputs(config, workdir)`, all that decides its outputs as JSON, and `run(config, workdir)`, which writes into
+workdir/<stage>/ and can be called again after an interruption. Stages know each other only through these files.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+# Fields that say how often to look or save, not what to compute: a finished stage stays finished when they change.
+WITHOUT_EFFECT = ("checkpoint_every", "keep_checkpoints", "log_every", "preview_every")
+
+
+class StageError(RuntimeError):
+    """A stage that cannot run as asked: what it needs is missing or wrong. The message says what to do."""
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON so that a reader sees either the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    partial.rename(path)
+
+
+def read_json(path: Path) -> Any | None:
+    """The content of a JSON file, or None if there is no such file."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def fields(config: ConfigDict, *names: str) -> dict[str, Any]:
+    """The named parts of a config as JSON, for a stage's `inputs`, without the fields that change no result."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, ConfigDict | Mapping):
+            return {key: plain(item) for key, item in sorted(value.items()) if key not in WITHOUT_EFFECT}
+        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+    return {name: plain(config[name]) for name in names}
+
+
+def upstream(workdir: Path, stage: str) -> str:
+    """A digest of the inputs of a finished stage, which stands for its outputs. Raises StageError if it is not done."""
+    done = read_json(workdir / stage / "DONE.json")
+    if done is None:
+        raise StageError(f"the stage {stage} is not done in {workdir}; run it first (--stages={stage},...)")
+    return hashlib.sha256(json.dumps(done["inputs"], sort_keys=True).encode()).hexdigest()
+
+
+def changes(before: Any, after: Any, name: str = "") -> list[str]:
+    """What differs between two inputs, a line a leaf: "proxy_tuning.training.steps: 10 -> 20"."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = sorted(before.keys() | after.keys())
+        return [line for key in keys for line in changes(before.get(key), after.get(key), f"{name}.{key}" if name else key)]
+    return [] if before == after else [f"{name}: {_short(before)} -> {_short(after)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def complete(name: str, stage: ModuleType, config: ConfigDict, workdir: Path) -> None:
+    """Brings a stage to its DONE.json: skips it if it is done for these inputs, resumes it if it was interrupted on them, else runs it anew."""
+    folder = workdir / name
+    inputs = json.loads(json.dumps(stage.inputs(config, workdir)))
+    started, done = read_json(folder / "STARTED.json"), read_json(folder / "DONE.json")
+    if done is not None and done["inputs"] == inputs:
+        logging.info("%s: done already, its inputs have not changed", name)
+        return
+    previous = (done or started or {}).get("inputs")
+    if previous is not None and previous != inputs:
+        logging.info("%s: run anew, because its inputs changed:\n  %s", name, "\n  ".join(changes(previous, inputs)))
+        shutil.rmtree(folder)
+    elif previous is not None:
+        logging.info("%s: resumed where it was interrupted", name)
+    else:
+        logging.info("%s: starting", name)
+    write_json(folder / "STARTED.json", {"inputs": inputs})
+    write_json(folder / "config.json", fields(config, *sorted(config.keys())))
+    begin = time.time()
+    handler = logging.PythonHandler((folder / "log.txt").open("a"))
+    logging.get_absl_logger().addHandler(handler)
+    try:
+        outputs = stage.run(config, workdir)
+    finally:
+        logging.get_absl_logger().removeHandler(handler)
+        handler.close()
+    seconds = round(time.time() - begin, 2)
+    done = {"inputs": inputs, "outputs": outputs, "seconds": seconds, "resumed": previous == inputs, "versions": versions(), "seed": config.seed}
+    write_json(folder / "DONE.json", done)
+    logging.info("%s: done in %.1f s", name, seconds)
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that decide numbers."""
+    packages = ("proxy_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "pillow")
+    found = {"python": sys.version.split()[0]}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found

@@ -1,0 +1,46 @@
+"""Stage 2: the tuned supervisor draws the proxy set (the paper's section 3.2), written as a TFDS dataset."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from proxy_jax.data import prompts, proxy_set
+from proxy_jax.stages import contract, learners
+from proxy_jax.stages.drawing import draw_images
+from proxy_jax.stages.tuning import tuned_model
+
+NAME = "proxy_generation"
+
+
+def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """What decides this stage's outputs: its fields and the tuned supervisor."""
+    return contract.fields(config, "seed", "subject", "compute", NAME) | {"subject_tuning": contract.upstream(workdir, "subject_tuning")}
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Writes proxy_generation/images/*.png and proxy_generation/dataset/, which plain tensorflow-datasets opens."""
+    stage, subject, folder = config.proxy_generation, config.subject, workdir / NAME
+    learner = learners.supervisor(config, workdir)
+    templates = [prompts.fill(template, subject.token, subject.class_noun) for template in stage.prompts]
+    wanted = [templates[index % len(templates)] for index in range(stage.num_images)]
+    paths = draw_images(
+        learner,
+        lambda: tuned_model(learner, config.subject_tuning, workdir / "subject_tuning"),
+        wanted,
+        folder / "images",
+        seed=config.seed + 1,  # other noise than the class images'
+        batch_size=stage.batch_size,
+        options={"steps": stage.steps, "guidance_scale": stage.guidance_scale},
+        cache=workdir / "cache",
+        label="proxies",
+    )
+    digest = hashlib.sha256(json.dumps(inputs(config, workdir), sort_keys=True).encode()).hexdigest()
+    records = (
+        dict(image=path.read_bytes(), prompt=prompt, seed=config.seed + 1, index=index, supervisor=config.supervisor.checkpoint, config_hash=digest)
+        for index, (path, prompt) in enumerate(zip(paths, wanted, strict=True))
+    )
+    proxy_set.write(folder / "dataset", records)
+    return {"num_images": len(paths)}

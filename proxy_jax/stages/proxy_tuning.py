@@ -1,0 +1,59 @@
+"""Stage 3: the student learns the proxy set by next-token loss (the paper's section 3.3), or, as its baseline, the photos themselves."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from proxy_jax.data import images, prompts, proxy_set
+from proxy_jax.stages import contract, learners
+from proxy_jax.stages.tuning import encoders_key, preview_grid, subject_pictures, tune
+
+NAME = "proxy_tuning"
+
+
+def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """What decides this stage's outputs: its fields, the student's checkpoints, and the proxies or the photos."""
+    found = contract.fields(config, "seed", "subject", "student", "compute", NAME)
+    found |= {"checkpoint": encoders_key(learners.student(config, workdir))}
+    if _source(config) == "proxies":
+        return found | {"proxy_generation": contract.upstream(workdir, "proxy_generation")}
+    return found | {"photos": {photo.name: photo.sha256 for photo in learners.subject_photos(config, workdir)}}
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Writes proxy_tuning/weights/ (a LoRA, or gpt.safetensors in LlamaGen's naming), the loss curve and sample grids."""
+    stage, subject, folder, cache = config.proxy_tuning, config.subject, workdir / NAME, workdir / "cache"
+    learner = learners.student(config, workdir)
+    if _source(config) == "proxies":
+        records = proxy_set.read(workdir / "proxy_generation" / "dataset")
+        captions = [record["prompt"] for record in records]
+        originals = [images.decode(record["image"]) for record in records]
+    else:
+        originals = [photo.image for photo in learners.subject_photos(config, workdir)]
+        captions = [prompts.fill(stage.prompt, subject.token, subject.class_noun)] * len(originals)
+    variants = 1 if stage.augment == "none" else stage.augment_variants
+    pictures = subject_pictures(originals, learner.resolution, stage.augment, variants, config.seed)
+    previews = [prompts.fill(template, subject.token, subject.class_noun) for template in prompts.dreambench_prompts(subject.live)[:4]]
+    options = config.evaluation.student.to_dict()
+    return tune(
+        learner,
+        pictures,
+        list(np.repeat(captions, variants)),
+        stage=stage,
+        batch_size=stage.encode_batch_size,
+        seed=config.seed,
+        folder=folder,
+        cache=cache,
+        preview=preview_grid(learner, previews, folder / "previews", seed=config.seed, options=options, cache=cache)
+        if stage.training.preview_every
+        else None,
+    )
+
+
+def _source(config: ConfigDict) -> str:
+    source = config.proxy_tuning.source
+    if source not in ("proxies", "photos"):
+        raise contract.StageError(f"proxy_tuning.source is 'proxies' or 'photos', not {source!r}")
+    return source

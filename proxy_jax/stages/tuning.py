@@ -1,0 +1,186 @@
+"""Tuning a learner on pictures of a subject: what stages 1 and 3 share. Both only choose the pictures and the fields.
+
+Frozen encoders run once over pictures and prompts, their outputs cached on disk; then the one training loop runs on those.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx
+from ml_collections import ConfigDict
+
+from proxy_jax import sharding
+from proxy_jax.data import cache as disk
+from proxy_jax.data import images, loader
+from proxy_jax.models import parameters
+from proxy_jax.models.layers import Compute
+from proxy_jax.training import lora
+from proxy_jax.training.loop import fit
+from proxy_jax.weights.table import Table
+
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers gives it
+
+
+class Learner(Protocol):
+    """What the stages need of a supervisor or a student. Adding a family means writing one of these."""
+
+    resolution: int
+    compute: Compute
+    lora_prefix: str  # before every module name in an adapter file
+
+    @property
+    def table(self) -> Table:
+        """The trained model's name table."""
+
+    def encoders(self) -> dict[str, Any]:
+        """All that decides what the frozen encoders return: files and folders (as Path) and settings."""
+
+    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The text columns of a batch, one row a prompt."""
+
+    def encode_images(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """The picture columns of a batch, one row each of [n, resolution, resolution, 3] uint8."""
+
+    def load_model(self, dtype_of: Callable[[str], Any], tuned: Path | None = None) -> nnx.Module:
+        """The trained part, from the base checkpoint or from what `save_model` wrote into the folder `tuned`."""
+
+    def save_model(self, model: nnx.Module, folder: Path) -> None:
+        """Writes the trained part in its official layout."""
+
+    def loss(self, model: nnx.Module, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
+        """One loss an example [batch]."""
+
+    def draw(self, model, text, unconditional, seed: int, indices: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
+        """Pictures [batch, resolution, resolution, 3] uint8 for the rows of `text`, a function of (seed, index) each."""
+
+
+def encoders_key(learner: Learner) -> dict[str, Any]:
+    """A learner's frozen encoders as JSON: the fingerprints of their files, and their settings."""
+    return {name: disk.fingerprint(value) if isinstance(value, Path) else value for name, value in learner.encoders().items()}
+
+
+def encode_prompts(learner: Learner, prompts: Sequence[str], cache: Path) -> dict[str, np.ndarray]:
+    """The learner's text columns for `prompts`, computed once and kept in the folder `cache`."""
+    key = {"prompts": list(prompts), "encoders": encoders_key(learner)}
+    return disk.cached(cache, key, lambda: learner.encode_prompts(prompts))
+
+
+def encode_images(learner: Learner, pictures: np.ndarray, batch_size: int, cache: Path) -> dict[str, np.ndarray]:
+    """The learner's picture columns for `pictures` [n, size, size, 3] uint8, computed once, in batches of one shape."""
+
+    def compute() -> dict[str, np.ndarray]:
+        mesh = sharding.current()
+        multiple = sharding.batch_multiple(mesh) if mesh is not None else 1
+        size = -(-batch_size // multiple) * multiple
+        parts = []
+        for start in range(0, len(pictures), size):
+            rows = np.minimum(np.arange(start, start + size), len(pictures) - 1)
+            parts.append({name: values[: len(pictures) - start] for name, values in learner.encode_images(pictures[rows]).items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    key = {"pictures": hashlib.sha256(pictures.tobytes()).hexdigest(), "shape": pictures.shape, "encoders": encoders_key(learner)}
+    return disk.cached(cache, key, compute)
+
+
+def subject_pictures(pictures: Sequence[Any], resolution: int, augment: str, variants: int, seed: int) -> np.ndarray:
+    """Pictures cropped to squares [n, resolution, resolution, 3] uint8; augment "paper": `variants` augmented copies of each instead."""
+    if augment not in ("none", "paper"):
+        raise ValueError(f"augment is 'none' or 'paper', not {augment!r}")
+    if augment == "none":
+        return np.stack([images.resize_crop(picture, resolution) for picture in pictures])
+    rng = np.random.default_rng(seed)
+    return np.stack([images.resize_crop(images.augment(picture, rng), resolution) for picture in pictures for _ in range(variants)])
+
+
+def tune(
+    learner: Learner,
+    pictures: np.ndarray,
+    prompts: Sequence[str],
+    *,
+    stage: ConfigDict,
+    batch_size: int,
+    seed: int,
+    folder: Path,
+    cache: Path,
+    prior: tuple[np.ndarray, Sequence[str]] | None = None,
+    preview: Callable[[nnx.Module, int], None] | None = None,
+) -> dict[str, Any]:
+    """Tunes the learner on pictures and their prompts and writes it under folder/weights; `stage`: the stage's own fields.
+
+    prior: class pictures and their prompts for prior preservation, half of every batch. batch_size: of the encoders.
+    Returns what the run reports: trained parameters, their share, and the last losses.
+    """
+    everything = [*prompts, *(prior[1] if prior else ())]
+    unique = sorted(set(everything))
+    tables = encode_prompts(learner, unique, cache)
+
+    def examples(pictures: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        rows = np.asarray([unique.index(prompt) for prompt in prompts], np.int32)
+        return encode_images(learner, pictures, batch_size, cache) | {loader.ROW: rows}
+
+    common = dict(tables=tables, batch_size=stage.training.batch_size, seed=seed)
+    if prior is None:
+        batches = loader.batches(examples(pictures, prompts), **common)
+    else:
+        batches = loader.paired(examples(pictures, prompts), examples(*prior), weight=stage.prior.weight, **common)
+
+    model, trainable = trainable_model(learner, stage, seed)
+    counts = {"trained_parameters": count(model, trainable), "all_parameters": count(model)}
+    logging.info("training %(trained_parameters)d parameters; the model has %(all_parameters)d", counts)
+    model = fit(model, learner.loss, batches, config=stage.training, trainable=trainable, directory=folder, seed=seed, preview=preview)
+    if stage.mode == "lora":
+        lora.save(model, folder / "weights" / LORA_FILE, learner.table, prefix=learner.lora_prefix)
+    else:
+        learner.save_model(model, folder / "weights")
+    return counts
+
+
+def count(model: nnx.Module, keep: Callable[[str, nnx.Variable], bool] = lambda name, variable: True) -> int:
+    """The number of scalars in the variables for which keep(name, variable) holds."""
+    return sum(array.size for array in parameters.arrays(model, keep).values())
+
+
+def trainable_model(learner: Learner, stage: ConfigDict, seed: int) -> tuple[nnx.Module, Callable[[str, nnx.Variable], bool]]:
+    """The learner's model ready for `fit`: with adapters on a base in the compute dtype, or whole in float32; and what trains."""
+    if stage.mode not in ("lora", "full"):
+        raise ValueError(f"mode is 'lora' or 'full', not {stage.mode!r}")
+    if stage.mode == "full":
+        return learner.load_model(lambda name: jnp.float32), lora.is_parameter
+    model = learner.load_model(lambda name: learner.compute.dtype)
+    names = lora.attach(model, stage.lora.pattern, stage.lora.rank, stage.lora.alpha, jax.random.key(seed))
+    logging.info("LoRA of rank %d on %d kernels", stage.lora.rank, len(names))
+    return model, lora.is_lora
+
+
+def tuned_model(learner: Learner, stage: ConfigDict, folder: Path) -> nnx.Module:
+    """The model that `tune` wrote under folder/weights, to draw from; adapters stay beside their kernels, unrounded."""
+
+    def in_compute_dtype(name: str) -> Any:
+        return learner.compute.dtype
+
+    if stage.mode == "full":
+        return learner.load_model(in_compute_dtype, tuned=folder / "weights")
+    model = learner.load_model(in_compute_dtype)
+    lora.load(model, folder / "weights" / LORA_FILE, learner.table, prefix=learner.lora_prefix)
+    return model
+
+
+def preview_grid(
+    learner: Learner, prompts: Sequence[str], folder: Path, *, seed: int, options: Mapping[str, Any], cache: Path
+) -> Callable[[nnx.Module, int], None]:
+    """A function that draws one picture a prompt at fixed seeds and saves them side by side as folder/step_000100.png."""
+    text = encode_prompts(learner, [*prompts, ""], cache)
+    rows = {name: values[:-1] for name, values in text.items()}
+    unconditional = {name: values[-1:] for name, values in text.items()}
+
+    def preview(model: nnx.Module, step: int) -> None:
+        pictures = learner.draw(model, rows, unconditional, seed, np.arange(len(prompts)), options)
+        images.save_png(folder / f"step_{step:06d}.png", images.grid(list(pictures), columns=len(prompts)))
+
+    return preview

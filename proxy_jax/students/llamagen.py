@@ -1,0 +1,229 @@
+"""The student LlamaGen: captions through T5, pictures through its VQ tokenizer, next-token loss and guided decoding."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+from transformers import AutoTokenizer
+
+from proxy_jax import sharding
+from proxy_jax.models import parameters
+from proxy_jax.models.layers import Compute
+from proxy_jax.models.llamagen import LlamaGen, attention_mask
+from proxy_jax.models.t5 import T5Config, T5Encoder
+from proxy_jax.models.vqgan import VQModel
+from proxy_jax.students.caption_cleaning import clean_caption
+from proxy_jax.students.decoding import Sampling, decode, guide
+from proxy_jax.students.next_token import next_token_loss
+from proxy_jax.weights import hub, t5, vqgan
+from proxy_jax.weights import llamagen as weights
+from proxy_jax.weights.table import Table, load, save
+from proxy_jax.weights.tensors import open_tensors
+
+
+def left_pad(features: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """T5 output [n, length, width] with its right-padded mask [n, length] as LlamaGen wants it: valid rows last, padding zero."""
+    mask = mask.astype(bool)
+    out = np.zeros_like(features)
+    for row, (values, valid) in enumerate(zip(features, mask, strict=True)):
+        out[row, len(valid) - valid.sum() :] = values[valid]
+    return out, mask[:, ::-1].copy()
+
+
+@parameters.jit
+def _encode_text(encoder: T5Encoder, ids: jax.Array, mask: jax.Array) -> jax.Array:
+    return encoder(ids, mask).astype(jnp.float32)
+
+
+@parameters.jit
+def _encode_images(vq: VQModel, images: jax.Array) -> jax.Array:
+    return vq.encode(images.astype(jnp.float32) / 127.5 - 1)
+
+
+@parameters.jit
+def _decode_tokens(vq: VQModel, tokens: jax.Array) -> jax.Array:
+    pixels = jnp.clip(vq.decode(tokens).astype(jnp.float32), -1, 1)
+    return jnp.round((pixels + 1) * 127.5).astype(jnp.uint8)
+
+
+def generate(
+    model: LlamaGen,
+    condition: jax.Array,
+    condition_mask: jax.Array,
+    seed: jax.Array,
+    indices: jax.Array,
+    *,
+    grid: int,
+    sampling: Sampling,
+    guided_steps: int = -1,
+    collect_logits: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Tokens [batch, grid²] (and the logits they were drawn from, if asked for) for a batch of conditions. Traceable: jit it.
+
+    condition, condition_mask: as in LlamaGen.hidden_states (class labels [batch] for c2i). indices [batch]: the samples' numbers.
+    guided_steps: guidance only up to this decoding step (the official cfg_interval); -1: always.
+    The guided and the unguided half run as one batch; both keep the caption's mask, as the official sampler does.
+    """
+    batch, slots = condition.shape[0], model.config.cls_token_num
+    length = slots + grid**2
+    guided = sampling.guidance_scale != 1.0
+    drop = None
+    if guided:
+        condition, condition_mask = (jnp.concatenate([x, x]) for x in (condition, condition_mask))
+        drop = jnp.arange(2 * batch) >= batch
+    rope, mask = model.rope(grid), attention_mask(condition_mask, length)
+
+    def next_logits(hidden: jax.Array, step: jax.Array | int) -> jax.Array:
+        logits = model.logits(hidden[:, -1])
+        if not guided:
+            return logits
+        conditional, unconditional = logits[:batch], logits[batch:]
+        mixed = guide(conditional, unconditional, sampling.guidance_scale)
+        return mixed if guided_steps < 0 else jnp.where(step <= guided_steps, mixed, conditional)
+
+    def prefill():
+        x = model.embed_condition(condition, drop)
+        hidden, cache = model.extend(x, model.init_cache(x.shape[0], length), 0, rope, mask[:, :slots])
+        return next_logits(hidden, -1), cache
+
+    def extend(token: jax.Array, position: jax.Array, cache):
+        token = jnp.concatenate([token, token]) if guided else token
+        x = model.token_embed(token[:, None], model.compute.dtype)
+        rows = jax.lax.dynamic_slice_in_dim(mask, slots + position, 1, axis=1)
+        hidden, cache = model.extend(x, cache, slots + position, rope, rows)
+        return next_logits(hidden, position), cache
+
+    return decode(prefill, extend, grid**2, seed, indices, sampling, collect_logits)
+
+
+@functools.partial(parameters.jit, static_argnames=("grid", "sampling"))
+def _generate(model: LlamaGen, caption: jax.Array, mask: jax.Array, seed: jax.Array, indices: jax.Array, *, grid: int, sampling: Sampling):
+    return generate(model, caption, mask, seed, indices, grid=grid, sampling=sampling)[0]
+
+
+@dataclasses.dataclass
+class LlamaGenStudent:
+    """LlamaGen t2i as a learner (see proxy_jax/stages/tuning.py for the protocol). Parts load when first needed.
+
+    gpt, vq: their weight files; text_encoder: T5's folder; resolution: of the pictures, in pixels; class_dropout: the share of
+    training examples that see the unconditional embedding; dropout: of residual branches and embedded tokens.
+    """
+
+    gpt: Path
+    vq: Path
+    text_encoder: Path
+    resolution: int
+    class_dropout: float
+    dropout: float
+    compute: Compute
+
+    lora_prefix = ""
+
+    @functools.cached_property
+    def config(self):
+        """The decoder's LlamaGenConfig, from the file beside the weights or from their shapes."""
+        return hub.llamagen_config(open_tensors(self.gpt), self.gpt)
+
+    @property
+    def table(self) -> Table:
+        return weights.table(self.config)
+
+    def encoders(self) -> dict[str, Any]:
+        """All that decides what the frozen encoders return: files and folders (as Path) and settings."""
+        settings = {"resolution": self.resolution, "slots": self.config.cls_token_num, "dtype": jnp.dtype(self.compute.dtype).name}
+        return {"vq": self.vq, "text_encoder": self.text_encoder, **settings}
+
+    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """caption [n, slots, caption_dim] (float32, valid rows last) and caption_mask [n, slots] of cleaned prompts."""
+        tokenizer = AutoTokenizer.from_pretrained(self.text_encoder)
+        encoder = hub.load_pretrained(self.text_encoder, T5Encoder, T5Config, t5.table, compute=self.compute, dtype_of=lambda name: self.compute.dtype)
+        cleaned = [clean_caption(prompt) for prompt in prompts]
+        slots = self.config.cls_token_num
+        batch = tokenizer(cleaned, max_length=slots, padding="max_length", truncation=True, return_attention_mask=True, return_tensors="np")
+        features = np.concatenate(
+            [sharding.to_host(_encode_text(encoder, batch["input_ids"][i : i + 1], batch["attention_mask"][i : i + 1])) for i in range(len(cleaned))]
+        )
+        caption, mask = left_pad(features, batch["attention_mask"])
+        return {"caption": caption, "caption_mask": mask}
+
+    def encode_images(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """tokens [n, grid²] int32 in raster order of images [n, resolution, resolution, 3] uint8."""
+        indices = sharding.to_host(_encode_images(self.tokenizer, sharding.put_batch(images, sharding.current())))
+        return {"tokens": indices.reshape(len(images), -1).astype(np.int32)}
+
+    @functools.cached_property
+    def tokenizer(self) -> VQModel:
+        """The VQ tokenizer, in float32: codes flip under rounding."""
+        tensors = open_tensors(self.vq)
+        config = hub.vq_config(tensors, self.vq)
+        return load(lambda: VQModel(config, rngs=nnx.Rngs(0)), vqgan.table(config), tensors, source=str(self.vq))
+
+    def load_model(self, dtype_of: Callable[[str], Any], tuned: Path | None = None) -> LlamaGen:
+        """The decoder to tune or draw from; tuned: a folder that `save_model` wrote, in place of the base weights."""
+        file = self.gpt if tuned is None else tuned / "gpt.safetensors"
+        return load(
+            lambda: LlamaGen(self.config, compute=self.compute, rngs=nnx.Rngs(0)), self.table, open_tensors(file), dtype_of=dtype_of, source=str(file)
+        )
+
+    def save_model(self, model: LlamaGen, folder: Path) -> None:
+        """Writes the whole decoder with the official names, and its sizes beside it."""
+        save(model, self.table, folder / "gpt.safetensors")
+        hub.write_json(folder / "gpt.json", dataclasses.asdict(self.config))
+
+    def loss(self, model: LlamaGen, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
+        """Mean next-token cross entropy of each picture [batch]; batch: tokens, caption, caption_mask."""
+        rng_drop, rng_dropout = jax.random.split(rng)
+        tokens = batch["tokens"]
+        keys = jax.vmap(lambda row: jax.random.fold_in(rng_drop, row))(jnp.arange(tokens.shape[0]))
+        drop = jax.vmap(jax.random.uniform)(keys) < self.class_dropout
+        hidden = model.hidden_states(
+            batch["caption"],
+            batch["caption_mask"],
+            tokens[:, :-1],
+            grid=math.isqrt(tokens.shape[1]),
+            drop=drop,
+            dropout_rate=self.dropout,
+            rng=rng_dropout if self.dropout else None,
+        )
+        return next_token_loss(hidden[:, model.config.cls_token_num - 1 :], model.head, tokens).mean(-1)
+
+    def draw(
+        self,
+        model: LlamaGen,
+        text: Mapping[str, np.ndarray],
+        unconditional: Mapping[str, np.ndarray],
+        seed: int,
+        indices: np.ndarray,
+        options: Mapping[str, Any],
+    ) -> np.ndarray:
+        """Pictures [batch, resolution, resolution, 3] uint8, one a row of `text`; options: the fields of Sampling.
+
+        unconditional is not used: LlamaGen has an embedding of its own for it.
+        """
+        mesh = sharding.current()
+        grid = self.resolution // self.tokenizer.config.downsample
+        inputs = sharding.put_batch((text["caption"], text["caption_mask"], np.asarray(indices, np.int32)), mesh)
+        caption, mask, indices = inputs
+        tokens = _generate(model, caption, mask, jax.random.key(seed), indices, grid=grid, sampling=Sampling(**options))
+        return sharding.to_host(_decode_tokens(self.tokenizer, tokens.reshape(-1, grid, grid)))
+
+
+def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Callable[[str], Path]) -> LlamaGenStudent:
+    """The student that the config's `student` and `proxy_tuning` describe; locate: from a checkpoint's name to its file or folder."""
+    return LlamaGenStudent(
+        gpt=locate(fields.gpt),
+        vq=locate(fields.vq),
+        text_encoder=locate(fields.text_encoder),
+        resolution=fields.resolution,
+        class_dropout=tuning.class_dropout,
+        dropout=tuning.dropout,
+        compute=compute,
+    )

@@ -1,0 +1,38 @@
+"""The next-token loss, for any vocabulary: logits exist for one chunk of positions at a time."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from proxy_jax.models.layers import Dense
+
+CHUNK_ELEMENTS = 1 << 25  # logits in flight at a time: 128 MiB in float32
+
+
+def next_token_loss(hidden: jax.Array, head: Dense, targets: jax.Array, chunk: int | None = None) -> jax.Array:
+    """Cross entropy of targets [batch, length] under head(hidden [batch, length, dim]), in float32: [batch, length].
+
+    The positions run in chunks whose logits are made anew in the backward pass, so memory does not grow with length × vocabulary.
+    chunk: positions at a time; None: as many as 128 MiB of logits allow.
+    """
+    batch, length, _ = hidden.shape
+    vocab = head.kernel.shape[-1]
+    limit = chunk or max(1, CHUNK_ELEMENTS // (batch * vocab))
+    chunk = max(n for n in range(1, min(limit, length) + 1) if length % n == 0)
+    if chunk < min(limit, length) // 4:  # a length with no good divisor: pad it
+        chunk = min(limit, length)
+    padded = math.ceil(length / chunk) * chunk
+    hidden = jnp.pad(hidden, ((0, 0), (0, padded - length), (0, 0)))
+    labels = jnp.pad(targets, ((0, 0), (0, padded - length)))
+
+    @jax.checkpoint
+    def losses(hidden: jax.Array, labels: jax.Array) -> jax.Array:
+        logits = head(hidden).astype(jnp.float32)
+        picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits, axis=-1) - picked
+
+    pieces = (rearrange(hidden, "b (n c) d -> n b c d", c=chunk), rearrange(labels, "b (n c) -> n b c", c=chunk))
+    _, out = jax.lax.scan(lambda carry, piece: (carry, losses(*piece)), None, pieces)
+    return rearrange(out, "n b c -> b (n c)")[:, :length]
