@@ -35,7 +35,7 @@ class Region:
             return np.empty(self.shape, self.dtype)[index]
         mapped = np.memmap(self.path, np.uint8, mode="r", offset=self.offset, shape=(self.span,))
         strides = tuple(stride * self.dtype.itemsize for stride in self.strides)
-        return np.ndarray(self.shape, self.dtype, buffer=mapped, strides=strides)[index].copy()
+        return np.array(np.ndarray(self.shape, self.dtype, buffer=mapped, strides=strides)[index])
 
 
 def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -6,12 +6,14 @@ header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
 from proxy_jax.weights.region import CheckpointError, Region, RegionTensors, contiguous
+from proxy_jax.weights.torch_pickle import torch_regions
 
 DTYPES = {
     "BOOL": np.bool_,
@@ -31,7 +33,8 @@ DTYPES = {
     "F8_E5M2": ml_dtypes.float8_e5m2,
 }
 HEADER_LIMIT = 100_000_000  # bytes; the format's own
-SUFFIXES = (".safetensors",)
+TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 # File names of weights in the Hugging Face layouts, most wanted first.
 NAMES = tuple(
     f"{stem}{suffix}{index}"
@@ -65,7 +68,7 @@ def choose(folder: Path) -> Path:
             return folder / name
     for name in NAMES:
         for candidate in seen:
-            if _without_variant(candidate) == name:
+            if _variant_of(candidate, name):
                 return folder / candidate
     weights = [name for name in seen if name.endswith(SUFFIXES)]
     if len(weights) == 1:
@@ -73,15 +76,17 @@ def choose(folder: Path) -> Path:
     raise CheckpointError(f"no weights in {folder}: looked for {', '.join(NAMES)}; found {', '.join(seen) or 'nothing'}")
 
 
-def _without_variant(name: str) -> str:
-    """"model.fp16.safetensors" -> "model.safetensors", "model.safetensors.index.fp16.json" -> "model.safetensors.index.json"."""
-    parts = name.split(".")
-    return ".".join([*parts[:-2], parts[-1]]) if len(parts) > 2 else name
+def _variant_of(candidate: str, name: str) -> bool:
+    """Whether `candidate` is `name` with a variant between its dots: model.fp16.safetensors, model.safetensors.index.fp16.json."""
+    parts = candidate.split(".")
+    return any(".".join(parts[:i] + parts[i + 1 :]) == name for i in range(1, len(parts) - 1))
 
 
 def _regions(path: Path) -> dict[str, Region]:
     if path.suffix == ".safetensors":
         return _safetensors(path)
+    if path.suffix in TORCH_SUFFIXES:
+        return torch_regions(path)
     raise CheckpointError(f"{path}: not a weight file that we read; those end in {', '.join(SUFFIXES)}")
 
 
@@ -99,10 +104,11 @@ def _shards(index: Path) -> dict[str, Region]:
         raise CheckpointError(f"{index} names shards that are not beside it: {', '.join(missing)}")
     regions = {shard: _regions(index.parent / shard) for shard in shards}
     absent = [f"{name} in {shard}" for name, shard in shard_of.items() if name not in regions[shard]]
-    unlisted = [f"{name} of {shard}" for shard in shards for name in regions[shard] if shard_of.get(name) != shard]
-    if absent or unlisted:
-        raise CheckpointError(f"{index} and its shards disagree: not there: {absent[:5]}, not in the index: {unlisted[:5]}")
-    return {name: regions[shard][name] for name, shard in shard_of.items()}
+    names = Counter(name for held in regions.values() for name in held)
+    twice = [name for name, count in names.items() if count > 1]
+    if absent or twice:
+        raise CheckpointError(f"{index} and its shards disagree: not where the index says: {absent[:5]}, in two shards: {twice[:5]}")
+    return {name: region for held in regions.values() for name, region in held.items()}
 
 
 def _safetensors(path: Path) -> dict[str, Region]:
