@@ -6,6 +6,7 @@ header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data
 
 import json
 import math
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -35,13 +36,11 @@ DTYPES = {
 HEADER_LIMIT = 100_000_000  # bytes; the format's own
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
 # File names of weights in the Hugging Face layouts, most wanted first.
-NAMES = tuple(
-    f"{stem}{suffix}{index}"
-    for suffix in (".safetensors", ".bin")
-    for stem in ("model", "diffusion_pytorch_model", "pytorch_model")
-    for index in ("", ".index.json")
-)
+NAMES = tuple(f"{stem}{suffix}{index}" for suffix in (".safetensors", ".bin") for stem in STEMS for index in ("", ".index.json"))
+# The ".fp16" of model.fp16.safetensors, model.fp16-00001-of-00002.safetensors and model.safetensors.index.fp16.json.
+VARIANT = re.compile(r"\.(?!safetensors\b|bin\b|index\b)\w+(?=(-\d+-of-\d+)?\.)")
 
 
 def open_tensors(path: Path) -> RegionTensors:
@@ -68,7 +67,7 @@ def choose(folder: Path) -> Path:
             return folder / name
     for name in NAMES:
         for candidate in seen:
-            if _variant_of(candidate, name):
+            if without_variant(candidate) == name:
                 return folder / candidate
     weights = [name for name in seen if name.endswith(SUFFIXES)]
     if len(weights) == 1:
@@ -76,10 +75,9 @@ def choose(folder: Path) -> Path:
     raise CheckpointError(f"no weights in {folder}: looked for {', '.join(NAMES)}; found {', '.join(seen) or 'nothing'}")
 
 
-def _variant_of(candidate: str, name: str) -> bool:
-    """Whether `candidate` is `name` with a variant between its dots: model.fp16.safetensors, model.safetensors.index.fp16.json."""
-    parts = candidate.split(".")
-    return any(".".join(parts[:i] + parts[i + 1 :]) == name for i in range(1, len(parts) - 1))
+def without_variant(name: str) -> str:
+    """A weight file's or index's name without the variant that the Hugging Face layouts put between its dots; other names as they are."""
+    return VARIANT.sub("", name) if name.startswith(STEMS) else name
 
 
 def _regions(path: Path) -> dict[str, Region]:
