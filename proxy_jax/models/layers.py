@@ -157,11 +157,16 @@ class GroupNorm(nnx.Module):
         self.groups, self.eps = groups, eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        b, h, w, c = x.shape
-        y = x.astype(jnp.float32).reshape(b, h * w, self.groups, c // self.groups)
-        y = y - y.mean((1, 3), keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean((1, 3), keepdims=True) + self.eps)
-        return (y.reshape(b, h, w, c) * self.scale[...] + self.bias[...]).astype(x.dtype)
+        y = x.astype(jnp.float32)
+        y = y - self._group_mean(y)
+        y = y * (jax.lax.rsqrt(self._group_mean(jnp.square(y)) + self.eps) * self.scale[...])
+        return (y + self.bias[...]).astype(x.dtype)
+
+    def _group_mean(self, y: jax.Array) -> jax.Array:
+        """Each channel's group's mean [batch, 1, 1, channels]. Channels first, then groups: on CPU 2 to 3 times faster than both at once."""
+        b, _, _, c = y.shape
+        means = y.mean((1, 2)).reshape(b, self.groups, c // self.groups).mean(-1)
+        return jnp.repeat(means, c // self.groups, axis=-1)[:, None, None]
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -178,11 +183,19 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
-    """`x` with each element zeroed with probability `rate` and the rest scaled by 1/(1-rate); `x` itself without `rng`."""
-    if rng is None or rate == 0.0:
+def split_keys(keys: jax.Array | None, num: int) -> jax.Array | tuple[None, ...]:
+    """`num` new keys for each of `keys` [batch]: [num, batch]; without keys, `num` times None."""
+    return (None,) * num if keys is None else jax.vmap(lambda key: jax.random.split(key, num), out_axes=1)(keys)
+
+
+def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
+    """`x` with each element zeroed with probability `rate` and the rest scaled by 1/(1-rate); `x` itself without keys.
+
+    keys [batch]: one an example, so that what an example loses does not depend on the batch around it.
+    """
+    if keys is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(rng, 1.0 - rate, x.shape)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
