@@ -15,7 +15,7 @@ from einops import rearrange
 from flax import nnx
 
 from proxy_jax.models.attention import attention
-from proxy_jax.models.layers import Buffer, Compute, Dense, Embed, RMSNorm, dropout, rotate_pairs, scan_layers, stack, tokens
+from proxy_jax.models.layers import Buffer, Compute, Dense, Embed, RMSNorm, dropout, rotate_pairs, scan_layers, split_keys, stack, tokens
 from proxy_jax.sharding import constrain
 
 
@@ -100,13 +100,13 @@ class Block(nnx.Module):
         q, k, v = (constrain(y, "batch", "length", "act_heads", "head_dim") for y in (q, k, v))
         return rotate_pairs(q, rope), rotate_pairs(k, rope), v
 
-    def finish(self, x: jax.Array, attended: jax.Array, rate: float = 0.0, rng: jax.Array | None = None) -> jax.Array:
+    def finish(self, x: jax.Array, attended: jax.Array, rate: float = 0.0, keys: jax.Array | None = None) -> jax.Array:
         """The residual stream after attention's output and the MLP."""
-        rng_attention, rng_mlp = (None, None) if rng is None else jax.random.split(rng)
-        x = x + dropout(self.o(rearrange(attended, "b l h d -> b l (h d)")), rate, rng_attention)
+        keys_attention, keys_mlp = split_keys(keys, 2)
+        x = x + dropout(self.o(rearrange(attended, "b l h d -> b l (h d)")), rate, keys_attention)
         y = self.ffn_norm(x)
         y = constrain(jax.nn.silu(self.gate(y)) * self.up(y), "batch", "length", "act_mlp")
-        return tokens(x + dropout(self.down(y), rate, rng_mlp))
+        return tokens(x + dropout(self.down(y), rate, keys_mlp))
 
 
 class LlamaGen(nnx.Module):
@@ -153,25 +153,25 @@ class LlamaGen(nnx.Module):
         grid: int,
         drop: jax.Array | None = None,
         dropout_rate: float = 0.0,
-        rng: jax.Array | None = None,
+        keys: jax.Array | None = None,
     ) -> jax.Array:
         """Normed final states [batch, cls_token_num + n, dim] for a condition and the first n image tokens [batch, n].
 
         condition_mask [batch, cls_token_num]: 1 on valid slots. grid: side of the token grid. `drop` as in embed_condition.
-        dropout_rate is the official resid/ffn/token dropout; no dropout without `rng`.
+        dropout_rate is the official resid/ffn/token dropout; no dropout without `keys` [batch].
         """
-        rng_tokens, rng_layers = (None, None) if rng is None else jax.random.split(rng)
+        keys_tokens, keys_layers = split_keys(keys, 2)
         x = jnp.concatenate([self.embed_condition(condition, drop), self.token_embed(image_tokens, self.compute.dtype)], axis=1)
-        x = dropout(tokens(x), dropout_rate, rng_tokens)
+        x = dropout(tokens(x), dropout_rate, keys_tokens)
         length = x.shape[1]
         rope, mask = self.rope(grid)[:length], attention_mask(condition_mask, length)[:, None]
-        keys = None if rng is None else jax.random.split(rng_layers, self.config.n_layer)
+        layer_keys = None if keys is None else split_keys(keys_layers, self.config.n_layer)
 
-        def body(block: Block, x: jax.Array, key: jax.Array | None):
+        def body(block: Block, x: jax.Array, keys: jax.Array | None):
             q, k, v = block.qkv(x, rope)
-            return block.finish(x, attention(q, k, v, mask=mask), dropout_rate, key), None
+            return block.finish(x, attention(q, k, v, mask=mask), dropout_rate, keys), None
 
-        x, _ = scan_layers(self.blocks, body, x, keys, compute=self.compute)
+        x, _ = scan_layers(self.blocks, body, x, layer_keys, compute=self.compute)
         return self.norm(x)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -18,25 +18,14 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
+from proxy_jax.stages.files import read_json, write_json
+
 # Fields that say how often to look or save, not what to compute: a finished stage stays finished when they change.
 WITHOUT_EFFECT = ("checkpoint_every", "keep_checkpoints", "log_every", "preview_every")
 
 
 class StageError(RuntimeError):
     """A stage that cannot run as asked: what it needs is missing or wrong. The message says what to do."""
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON so that a reader sees either the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    partial.rename(path)
-
-
-def read_json(path: Path) -> Any | None:
-    """The content of a JSON file, or None if there is no such file."""
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def fields(config: ConfigDict, *names: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from proxy_jax import sharding
-from proxy_jax.data import images
+from proxy_jax.stages import files
 from proxy_jax.stages.tuning import Learner, encode_prompts
 
 
@@ -47,5 +47,5 @@ def draw_images(
         rows = [unique.index(prompts[min(index, len(prompts) - 1)]) for index in indices]
         pictures = learner.draw(model, {name: values[rows] for name, values in text.items()}, unconditional, seed, indices, options)
         for path, picture in zip(paths[start : start + batch_size], pictures, strict=False):
-            images.save_png(path, picture)
+            files.save_picture(path, picture)
     return paths

@@ -42,5 +42,5 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         dict(image=path.read_bytes(), prompt=prompt, seed=config.seed + 1, index=index, supervisor=config.supervisor.checkpoint, config_hash=digest)
         for index, (path, prompt) in enumerate(zip(paths, wanted, strict=True))
     )
-    proxy_set.write(folder / "dataset", records)
+    proxy_set.write(folder / "dataset", records, metadata={"subject": subject.to_dict()})
     return {"num_images": len(paths)}

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
-from proxy_jax.data import images, prompts, proxy_set
+from proxy_jax.data import prompts, proxy_set
 from proxy_jax.stages import contract, learners
-from proxy_jax.stages.tuning import encoders_key, preview_grid, subject_pictures, tune
+from proxy_jax.stages.tuning import encoders_key, preview_grid, squares, tune
 
 NAME = "proxy_tuning"
 
@@ -27,20 +28,19 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     stage, subject, folder, cache = config.proxy_tuning, config.subject, workdir / NAME, workdir / "cache"
     learner = learners.student(config, workdir)
     if _source(config) == "proxies":
-        records = proxy_set.read(workdir / "proxy_generation" / "dataset")
-        captions = [record["prompt"] for record in records]
-        originals = [images.decode(record["image"]) for record in records]
+        proxies = proxy_set.read(workdir / "proxy_generation" / "dataset")
+        captions = proxies.prompts()
+        originals = [Image.fromarray(record["image"]) for record in proxies]
     else:
         originals = [photo.image for photo in learners.subject_photos(config, workdir)]
         captions = [prompts.fill(stage.prompt, subject.token, subject.class_noun)] * len(originals)
-    variants = 1 if stage.augment == "none" else stage.augment_variants
-    pictures = subject_pictures(originals, learner.resolution, stage.augment, variants, config.seed)
+    pictures = squares(learner, originals, stage, config.seed)
     previews = [prompts.fill(template, subject.token, subject.class_noun) for template in prompts.dreambench_prompts(subject.live)[:4]]
     options = config.evaluation.student.to_dict()
     return tune(
         learner,
         pictures,
-        list(np.repeat(captions, variants)),
+        np.repeat(captions, len(pictures) // len(captions)).tolist(),
         stage=stage,
         batch_size=stage.encode_batch_size,
         seed=config.seed,

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from proxy_jax.data import images, prompts
-from proxy_jax.stages import contract, learners
+from proxy_jax.data import prompts
+from proxy_jax.stages import contract, files, learners
 from proxy_jax.stages.drawing import draw_images
-from proxy_jax.stages.tuning import encoders_key, preview_grid, subject_pictures, tune
+from proxy_jax.stages.tuning import encoders_key, preview_grid, squares, tune
 
 NAME = "subject_tuning"
 
@@ -26,7 +26,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     stage, subject, folder, cache = config.subject_tuning, config.subject, workdir / NAME, workdir / "cache"
     learner = learners.supervisor(config, workdir)
     photos = learners.subject_photos(config, workdir)
-    pictures = subject_pictures([photo.image for photo in photos], learner.resolution, stage.augment, stage.augment_variants, config.seed)
+    pictures = squares(learner, [photo.image for photo in photos], stage, config.seed)
     options = config.evaluation.supervisor.to_dict()
     prompt = prompts.fill(stage.prompt, subject.token, subject.class_noun)
 
@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             cache=cache,
             label="class images",
         )
-        prior = np.stack([images.load_rgb(path) for path in paths]), class_prompts
+        prior = np.stack([files.load_picture(path) for path in paths]), class_prompts
 
     previews = [prompts.fill(template, subject.token, subject.class_noun) for template in prompts.dreambench_prompts(subject.live)[:4]]
     return tune(

@@ -14,12 +14,15 @@ import numpy as np
 from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
+from PIL import Image
 
 from proxy_jax import sharding
 from proxy_jax.data import cache as disk
 from proxy_jax.data import images, loader
 from proxy_jax.models import parameters
 from proxy_jax.models.layers import Compute
+from proxy_jax.stages import files
+from proxy_jax.stages.contract import StageError
 from proxy_jax.training import lora
 from proxy_jax.training.loop import fit
 from proxy_jax.weights.table import Table
@@ -31,6 +34,7 @@ class Learner(Protocol):
     """What the stages need of a supervisor or a student. Adding a family means writing one of these."""
 
     resolution: int
+    crop: str  # a key of CROPS
     compute: Compute
     lora_prefix: str  # before every module name in an adapter file
 
@@ -53,8 +57,8 @@ class Learner(Protocol):
     def save_model(self, model: nnx.Module, folder: Path) -> None:
         """Writes the trained part in its official layout."""
 
-    def loss(self, model: nnx.Module, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
-        """One loss an example [batch]."""
+    def loss(self, model: nnx.Module, batch: Mapping[str, jax.Array], keys: jax.Array) -> jax.Array:
+        """One loss an example [batch]; keys [batch]: each example's randomness."""
 
     def draw(self, model, text, unconditional, seed: int, indices: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
         """Pictures [batch, resolution, resolution, 3] uint8 for the rows of `text`, a function of (seed, index) each."""
@@ -88,14 +92,25 @@ def encode_images(learner: Learner, pictures: np.ndarray, batch_size: int, cache
     return disk.cached(cache, key, compute)
 
 
-def subject_pictures(pictures: Sequence[Any], resolution: int, augment: str, variants: int, seed: int) -> np.ndarray:
-    """Pictures cropped to squares [n, resolution, resolution, 3] uint8; augment "paper": `variants` augmented copies of each instead."""
-    if augment not in ("none", "paper"):
-        raise ValueError(f"augment is 'none' or 'paper', not {augment!r}")
-    if augment == "none":
-        return np.stack([images.resize_crop(picture, resolution) for picture in pictures])
+# How a learner's training pictures become squares: Learner.crop -> function of (Pillow image, size).
+CROPS: dict[str, Callable[[Image.Image, int], np.ndarray]] = {
+    "dreambooth": lambda image, size: images.resize_crop(image, size, Image.Resampling.LANCZOS),
+    "llamagen": images.center_crop_arr,
+}
+
+
+def squares(learner: Learner, pictures: Sequence[Image.Image], stage: ConfigDict, seed: int) -> np.ndarray:
+    """The pictures cropped as the learner wants them, [n, resolution, resolution, 3] uint8.
+
+    stage.augment "none": one of each; "paper": stage.augment_variants augmented copies of each instead, one after another.
+    """
+    crop = CROPS[learner.crop]
+    if stage.augment == "none":
+        return np.stack([crop(picture, learner.resolution) for picture in pictures])
+    if stage.augment != "paper":
+        raise StageError(f"augment is 'none' or 'paper', not {stage.augment!r}")
     rng = np.random.default_rng(seed)
-    return np.stack([images.resize_crop(images.augment(picture, rng), resolution) for picture in pictures for _ in range(variants)])
+    return np.stack([crop(images.augment(picture, rng), learner.resolution) for picture in pictures for _ in range(stage.augment_variants)])
 
 
 def tune(
@@ -114,7 +129,7 @@ def tune(
     """Tunes the learner on pictures and their prompts and writes it under folder/weights; `stage`: the stage's own fields.
 
     prior: class pictures and their prompts for prior preservation, half of every batch. batch_size: of the encoders.
-    Returns what the run reports: trained parameters, their share, and the last losses.
+    Returns the numbers of trained and of all parameters.
     """
     everything = [*prompts, *(prior[1] if prior else ())]
     unique = sorted(set(everything))
@@ -122,20 +137,21 @@ def tune(
 
     def examples(pictures: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         rows = np.asarray([unique.index(prompt) for prompt in prompts], np.int32)
-        return encode_images(learner, pictures, batch_size, cache) | {loader.ROW: rows}
+        return encode_images(learner, pictures, batch_size, cache) | {loader.TABLE_INDEX: rows}
 
     common = dict(tables=tables, batch_size=stage.training.batch_size, seed=seed)
+    common |= dict(process_index=jax.process_index(), process_count=jax.process_count())
     if prior is None:
         batches = loader.batches(examples(pictures, prompts), **common)
     else:
-        batches = loader.paired(examples(pictures, prompts), examples(*prior), weight=stage.prior.weight, **common)
+        batches = loader.paired(examples(pictures, prompts), examples(*prior), prior_weight=stage.prior.weight, **common)
 
     model, trainable = trainable_model(learner, stage, seed)
     counts = {"trained_parameters": count(model, trainable), "all_parameters": count(model)}
     logging.info("training %(trained_parameters)d parameters; the model has %(all_parameters)d", counts)
     model = fit(model, learner.loss, batches, config=stage.training, trainable=trainable, directory=folder, seed=seed, preview=preview)
     if stage.mode == "lora":
-        lora.save(model, folder / "weights" / LORA_FILE, learner.table, prefix=learner.lora_prefix)
+        lora.save(model, learner.table, folder / "weights" / LORA_FILE, prefix=learner.lora_prefix)
     else:
         learner.save_model(model, folder / "weights")
     return counts
@@ -149,7 +165,7 @@ def count(model: nnx.Module, keep: Callable[[str, nnx.Variable], bool] = lambda 
 def trainable_model(learner: Learner, stage: ConfigDict, seed: int) -> tuple[nnx.Module, Callable[[str, nnx.Variable], bool]]:
     """The learner's model ready for `fit`: with adapters on a base in the compute dtype, or whole in float32; and what trains."""
     if stage.mode not in ("lora", "full"):
-        raise ValueError(f"mode is 'lora' or 'full', not {stage.mode!r}")
+        raise StageError(f"mode is 'lora' or 'full', not {stage.mode!r}")
     if stage.mode == "full":
         return learner.load_model(lambda name: jnp.float32), lora.is_parameter
     model = learner.load_model(lambda name: learner.compute.dtype)
@@ -167,7 +183,7 @@ def tuned_model(learner: Learner, stage: ConfigDict, folder: Path) -> nnx.Module
     if stage.mode == "full":
         return learner.load_model(in_compute_dtype, tuned=folder / "weights")
     model = learner.load_model(in_compute_dtype)
-    lora.load(model, folder / "weights" / LORA_FILE, learner.table, prefix=learner.lora_prefix)
+    lora.load(model, learner.table, folder / "weights" / LORA_FILE, prefix=learner.lora_prefix)
     return model
 
 
@@ -181,6 +197,6 @@ def preview_grid(
 
     def preview(model: nnx.Module, step: int) -> None:
         pictures = learner.draw(model, rows, unconditional, seed, np.arange(len(prompts)), options)
-        images.save_png(folder / f"step_{step:06d}.png", images.grid(list(pictures), columns=len(prompts)))
+        files.save_picture(folder / f"step_{step:06d}.png", images.grid(list(pictures), columns=len(prompts)))
 
     return preview

@@ -125,6 +125,7 @@ class LlamaGenStudent:
     dropout: float
     compute: Compute
 
+    crop = "llamagen"
     lora_prefix = ""
 
     @functools.cached_property
@@ -144,7 +145,8 @@ class LlamaGenStudent:
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """caption [n, slots, caption_dim] (float32, valid rows last) and caption_mask [n, slots] of cleaned prompts."""
         tokenizer = AutoTokenizer.from_pretrained(self.text_encoder)
-        encoder = hub.load_pretrained(self.text_encoder, T5Encoder, T5Config, t5.table, compute=self.compute, dtype_of=lambda name: self.compute.dtype)
+        dtype = self.compute.dtype
+        encoder = hub.load_pretrained(self.text_encoder, T5Encoder, T5Config, t5.table, compute=self.compute, dtype_of=lambda name: dtype)
         cleaned = [clean_caption(prompt) for prompt in prompts]
         slots = self.config.cls_token_num
         batch = tokenizer(cleaned, max_length=slots, padding="max_length", truncation=True, return_attention_mask=True, return_tensors="np")
@@ -178,12 +180,11 @@ class LlamaGenStudent:
         save(model, self.table, folder / "gpt.safetensors")
         hub.write_json(folder / "gpt.json", dataclasses.asdict(self.config))
 
-    def loss(self, model: LlamaGen, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
-        """Mean next-token cross entropy of each picture [batch]; batch: tokens, caption, caption_mask."""
-        rng_drop, rng_dropout = jax.random.split(rng)
+    def loss(self, model: LlamaGen, batch: Mapping[str, jax.Array], keys: jax.Array) -> jax.Array:
+        """Mean next-token cross entropy of each picture [batch], with its random key; batch: tokens, caption, caption_mask."""
+        keys_drop, keys_dropout = jax.vmap(jax.random.split, out_axes=1)(keys)
         tokens = batch["tokens"]
-        keys = jax.vmap(lambda row: jax.random.fold_in(rng_drop, row))(jnp.arange(tokens.shape[0]))
-        drop = jax.vmap(jax.random.uniform)(keys) < self.class_dropout
+        drop = jax.vmap(jax.random.uniform)(keys_drop) < self.class_dropout
         hidden = model.hidden_states(
             batch["caption"],
             batch["caption_mask"],
@@ -191,7 +192,7 @@ class LlamaGenStudent:
             grid=math.isqrt(tokens.shape[1]),
             drop=drop,
             dropout_rate=self.dropout,
-            rng=rng_dropout if self.dropout else None,
+            keys=keys_dropout if self.dropout else None,
         )
         return next_token_loss(hidden[:, model.config.cls_token_num - 1 :], model.head, tokens).mean(-1)
 

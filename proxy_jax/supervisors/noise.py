@@ -74,9 +74,8 @@ class Weighting:
         return jnp.ones_like(sigmas)
 
 
-def draw_sigmas(rng: jax.Array, examples: jax.Array, weighting: Weighting, shift: float) -> jax.Array:
-    """One training sigma for each of `examples` [batch] (their numbers in the batch): a function of rng and that number."""
-    keys = jax.vmap(lambda example: jax.random.fold_in(rng, example))(examples)
+def draw_sigmas(keys: jax.Array, weighting: Weighting, shift: float) -> jax.Array:
+    """One training sigma for each of the random keys [batch]."""
     normal, uniform = jax.vmap(jax.random.normal)(keys), jax.vmap(jax.random.uniform)(keys)
     return table_sigmas(weighting.density(normal, uniform), shift)
 
@@ -120,6 +119,6 @@ def euler(velocity: Callable[[jax.Array, jax.Array], jax.Array], noise: jax.Arra
     return x
 
 
-def sample_noise(seed: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Unit-normal noise [batch, *shape], a function of the seed key and each sample's index only, never of the batch around it."""
-    return jax.vmap(lambda index: jax.random.normal(jax.random.fold_in(seed, index), shape))(indices)
+def unit_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Unit-normal noise [batch, *shape], each example's from its own key, so never a function of the batch around it."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

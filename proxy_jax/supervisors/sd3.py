@@ -64,7 +64,7 @@ def sample_latents(
 
     text, unconditional: prompt_embeds [batch, length, width] and pooled [batch, width]. Guidance runs as one doubled batch; 1 is off.
     """
-    start = noise.sample_noise(seed, indices, shape)
+    start = noise.unit_noise(jax.vmap(jax.random.fold_in, (None, 0))(seed, indices), shape)
     guided = guidance_scale != 1.0
     if guided:
         text = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), dict(unconditional), dict(text))
@@ -95,7 +95,8 @@ class SD3Supervisor:
     precondition_outputs: bool
     compute: Compute
 
-    lora_prefix = "transformer."
+    crop = "dreambooth"
+    lora_prefix = "transformer"
 
     @functools.cached_property
     def config(self) -> SD3Config:
@@ -176,14 +177,14 @@ class SD3Supervisor:
         config = hub.read_json(self.folder / "transformer" / "config.json")
         hub.save_pretrained(model, self.table, folder / "transformer", config=config, filename="diffusion_pytorch_model.safetensors")
 
-    def loss(self, model: SD3Transformer, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
-        """The flow-matching loss of each example [batch]; batch: latent_mean, latent_std, prompt_embeds, pooled."""
-        rng_latent, rng_noise, rng_sigma = jax.random.split(rng, 3)
-        mean, rows = batch["latent_mean"], jnp.arange(batch["latent_mean"].shape[0])
-        latents = mean + batch["latent_std"] * noise.sample_noise(rng_latent, rows, mean.shape[1:])
+    def loss(self, model: SD3Transformer, batch: Mapping[str, jax.Array], keys: jax.Array) -> jax.Array:
+        """The flow-matching loss of each example [batch], with its random key; batch: latent_mean, latent_std, prompt_embeds, pooled."""
+        keys_latent, keys_noise, keys_sigma = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
+        mean = batch["latent_mean"]
+        latents = mean + batch["latent_std"] * noise.unit_noise(keys_latent, mean.shape[1:])
         x = (latents - self.vae_config.shift_factor) * self.vae_config.scaling_factor
-        unit = noise.sample_noise(rng_noise, rows, mean.shape[1:])
-        sigmas = noise.draw_sigmas(rng_sigma, rows, self.weighting, self.shift)
+        unit = noise.unit_noise(keys_noise, mean.shape[1:])
+        sigmas = noise.draw_sigmas(keys_sigma, self.weighting, self.shift)
         noisy = noise.add_noise(x, unit, sigmas)
         velocity = model(noisy, sigmas * noise.TRAIN_STEPS, batch["prompt_embeds"], batch["pooled"])
         return noise.flow_loss(velocity, x, unit, sigmas, weighting=self.weighting, precondition_outputs=self.precondition_outputs)
@@ -204,7 +205,7 @@ class SD3Supervisor:
         mesh = sharding.current()
         empty = {name: np.repeat(value, len(indices), axis=0) for name, value in unconditional.items()}
         text, empty, indices = sharding.put_batch((dict(text), empty, np.asarray(indices, np.int32)), mesh)
-        side = self.resolution // self.vae.downsample
+        side = self.resolution // self.vae_config.downsample
         shape = (side, side, self.config.in_channels)
         latents = sample_latents(model, text, empty, jax.random.key(seed), indices, shape=shape, shift=self.shift, **options)
         return sharding.to_host(_decode_latents(self.vae, latents))

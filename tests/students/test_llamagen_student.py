@@ -1,0 +1,127 @@
+"""The LlamaGen student: cached decoding against teacher forcing, batches against single prompts, and the loss."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from proxy_jax.models import parameters
+from proxy_jax.models.layers import Compute
+from proxy_jax.models.llamagen import LlamaGen, LlamaGenConfig
+from proxy_jax.students.decoding import Sampling, guide
+from proxy_jax.students.llamagen import LlamaGenStudent, generate, left_pad
+from proxy_jax.students.next_token import next_token_loss
+
+GRID, SLOTS = 3, 6
+CONFIG = LlamaGenConfig(dim=32, n_layer=2, n_head=4, vocab_size=40, caption_dim=16, cls_token_num=SLOTS, multiple_of=16)
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaGen:
+    return LlamaGen(CONFIG, compute=Compute(remat="none"), rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def captions():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(3, SLOTS, CONFIG.caption_dim)).astype(np.float32)
+    return left_pad(features, np.arange(SLOTS) < np.asarray([2, 6, 4])[:, None])
+
+
+@functools.partial(parameters.jit, static_argnames=("sampling",))
+def draw(model, caption, mask, indices, *, sampling):
+    return generate(model, caption, mask, jax.random.key(7), indices, grid=GRID, sampling=sampling, collect_logits=True)
+
+
+@parameters.jit
+def teacher_forced(model, caption, mask, tokens, drop):
+    hidden = model.hidden_states(caption, mask, tokens[:, :-1], grid=GRID, drop=drop)
+    return model.logits(hidden[:, SLOTS - 1 :])
+
+
+def test_left_pad_puts_valid_rows_last():
+    features = np.arange(1, 9, dtype=np.float32).reshape(1, 4, 2)
+    out, mask = left_pad(features, np.asarray([[1, 1, 0, 0]]))
+    np.testing.assert_array_equal(out[0], [[0, 0], [0, 0], [1, 2], [3, 4]])
+    np.testing.assert_array_equal(mask, [[False, False, True, True]])
+
+
+def test_cached_decoding_equals_teacher_forcing(model, captions):
+    sampling = Sampling(guidance_scale=3.0, top_k=10)
+    tokens, logits = draw(model, *captions, jnp.arange(3), sampling=sampling)
+    conditional, unconditional = (teacher_forced(model, *captions, tokens, jnp.full(3, drop)) for drop in (False, True))
+    np.testing.assert_allclose(logits, guide(conditional, unconditional, 3.0), atol=1e-4)
+    assert len({tuple(row) for row in np.asarray(tokens).tolist()}) == 3
+
+
+def test_a_prompt_alone_gives_its_tokens_in_a_batch(model, captions):
+    sampling = Sampling(guidance_scale=3.0, top_k=10)
+    caption, mask = captions
+    together, _ = draw(model, caption, mask, jnp.asarray([5, 6, 7]), sampling=sampling)
+    for row in range(3):
+        alone, _ = draw(model, caption[row : row + 1], mask[row : row + 1], jnp.asarray([5 + row]), sampling=sampling)
+        np.testing.assert_array_equal(alone[0], together[row])
+
+
+def test_padding_of_the_caption_changes_nothing(model, captions):
+    caption, mask = captions
+    tokens = jnp.zeros((3, GRID**2), jnp.int32)
+    noisy = np.where(mask[..., None], caption, 99.0).astype(np.float32)
+    drop = jnp.zeros(3, bool)
+    np.testing.assert_allclose(teacher_forced(model, noisy, mask, tokens, drop), teacher_forced(model, caption, mask, tokens, drop), atol=1e-5)
+
+
+def test_loss_is_cross_entropy_and_class_dropout_hides_the_caption(model, captions):
+    def student(rate):
+        return LlamaGenStudent(None, None, None, 48, rate, 0.0, Compute())
+
+    caption, mask = captions
+    tokens = jax.random.randint(jax.random.key(1), (3, GRID**2), 0, CONFIG.vocab_size)
+    batch = {"caption": caption, "caption_mask": mask, "tokens": tokens}
+    for rate in (0.0, 1.0):
+        log_p = jax.nn.log_softmax(teacher_forced(model, caption, mask, tokens, jnp.full(3, rate == 1.0)))
+        expected = -jnp.take_along_axis(log_p, tokens[..., None], -1)[..., 0].mean(-1)
+        np.testing.assert_allclose(student(rate).loss(model, batch, jax.random.split(jax.random.key(0), 3)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, None])
+def test_chunked_loss_equals_the_whole_and_so_do_its_gradients(model, chunk):
+    rng = np.random.default_rng(2)
+    hidden = jnp.asarray(rng.normal(size=(2, 7, CONFIG.dim)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, CONFIG.vocab_size, (2, 7)))
+
+    def whole(hidden):
+        return -jnp.take_along_axis(jax.nn.log_softmax(model.head(hidden)), targets[..., None], -1)[..., 0]
+
+    np.testing.assert_allclose(next_token_loss(hidden, model.head, targets, chunk), whole(hidden), atol=1e-5)
+    ours = jax.grad(lambda h: next_token_loss(h, model.head, targets, chunk).sum())(hidden)
+    np.testing.assert_allclose(ours, jax.grad(lambda h: whole(h).sum())(hidden), atol=1e-5)
+
+
+def test_loss_memory_does_not_hold_all_logits():
+    """The compiled backward pass of a 16384-token head needs less than the logits of its positions would take."""
+    config = LlamaGenConfig(dim=16, n_layer=1, n_head=2, vocab_size=16384, caption_dim=8, cls_token_num=2)
+    head = LlamaGen(config, rngs=nnx.Rngs(0)).head
+    hidden, targets = jax.ShapeDtypeStruct((4, 256, 16), jnp.float32), jax.ShapeDtypeStruct((4, 256), jnp.int32)
+
+    def peak(chunk):
+        program = jax.jit(jax.grad(lambda h, t: next_token_loss(h, head, t, chunk).sum())).lower(hidden, targets).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    logits = 4 * 256 * 16384 * 4
+    assert peak(16) < logits / 4 < logits < peak(256)
+
+
+def test_dropout_changes_the_states_only_with_a_key(model, captions):
+    caption, mask = captions
+    tokens = jnp.zeros((3, GRID**2 - 1), jnp.int32)
+    plain = model.hidden_states(caption, mask, tokens, grid=GRID, dropout_rate=0.5)
+    keys = [jax.random.split(jax.random.key(seed), 3) for seed in (0, 0, 1)]
+    dropped = [model.hidden_states(caption, mask, tokens, grid=GRID, dropout_rate=0.5, keys=k) for k in keys]
+    np.testing.assert_array_equal(dropped[0], dropped[1])
+    assert np.abs(dropped[0] - dropped[2]).max() > 0.1 and np.abs(dropped[0] - plain).max() > 0.1
+    alone = model.hidden_states(caption[1:2], mask[1:2], tokens[1:2], grid=GRID, dropout_rate=0.5, keys=jax.random.split(jax.random.key(0), 3)[1:2])
+    np.testing.assert_allclose(alone[0], dropped[0][1], atol=1e-5)

@@ -1,0 +1,69 @@
+"""The direction of imports, and that nothing heavy or test-only is imported at run time."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent / "proxy_jax"
+
+# Each room may import the rooms listed for it, and itself. Rooms of one level do not see each other.
+BELOW_LEARNERS = {"weights", "models", "sharding"}
+MAY_IMPORT = {
+    "sharding": set(),
+    "models": {"sharding"},
+    "weights": {"models", "sharding"},
+    "data": BELOW_LEARNERS,
+    "training": BELOW_LEARNERS,
+    "metrics": BELOW_LEARNERS,
+    "supervisors": BELOW_LEARNERS,
+    "students": BELOW_LEARNERS,
+    "stages": {"supervisors", "students", "metrics", "training", "data"} | BELOW_LEARNERS,
+    "main": {"stages", "supervisors", "students", "metrics", "training", "data"} | BELOW_LEARNERS,
+}
+# Commands stand above every room, as main.py does.
+COMMANDS = {"weights/check.py", "weights/golden/pipeline.py"}
+
+
+def room_of(file: Path) -> str:
+    relative = file.relative_to(ROOT)
+    return "main" if str(relative) in COMMANDS else relative.parts[0].removesuffix(".py")
+
+
+def imported(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative imports hide the direction"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+FILES = sorted(file for file in ROOT.rglob("*.py") if file.name != "__init__.py" or file.read_text().strip())
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_go_downward(file):
+    room = room_of(file)
+    for name in imported(file):
+        parts = name.split(".")
+        if parts[0] in ("torch", "tensorflow", "configs", "tests"):
+            raise AssertionError(f"{file.relative_to(ROOT)} imports {name}")
+        if parts[0] == "proxy_jax":
+            assert parts[1] == room or parts[1] in MAY_IMPORT[room], f"{file.relative_to(ROOT)} ({room}) imports {name}"
+
+
+def test_every_room_is_known():
+    rooms = {path.name.removesuffix(".py") for path in ROOT.iterdir() if path.name not in ("__init__.py", "__pycache__")}
+    assert rooms == set(MAY_IMPORT)
+
+
+def test_run_time_needs_neither_torch_nor_tensorflow():
+    code = "import sys, proxy_jax.main; print(sorted(m for m in ('torch', 'tensorflow', 'diffusers') if m in sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.strip().splitlines()[-1] == "[]"
