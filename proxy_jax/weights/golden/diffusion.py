@@ -10,6 +10,7 @@ from proxy_jax.models.mmdit import SD3Config, SD3Transformer
 from proxy_jax.models.vqgan import VQConfig, VQModel
 from proxy_jax.weights import autoencoder_kl, mmdit, vqgan
 from proxy_jax.weights.golden import Case, Comparison, Describe, Run
+from proxy_jax.weights.hub import config_from
 from proxy_jax.weights.table import load
 from proxy_jax.weights.tensors import open_tensors
 
@@ -26,14 +27,9 @@ def nchw(x: jax.Array) -> np.ndarray:
     return np.moveaxis(np.asarray(x), -1, 1)
 
 
-def _config(config_class: type, official: dict):
-    """A config from those of its fields that an official one has; what else there is (notes, defaults) is not ours."""
-    return config_class(**{name: value for name, value in official.items() if name in config_class.__dataclass_fields__})
-
-
 def sd3_transformer(case: Case) -> list[Comparison]:
     """SD3 and SD3.5: patch embedding, time embedding and velocity."""
-    config, io = _config(SD3Config, case.config), case.io
+    config, io = config_from(SD3Config, case.config), case.io
     model = load(lambda: SD3Transformer(config, rngs=nnx.Rngs(0)), mmdit.table(config), open_tensors(case.weights), source=str(case.weights))
     latents, timesteps, pooled = nhwc(io["hidden_states"]), io["timestep"], io["pooled_projections"]
     outputs = {
@@ -46,7 +42,7 @@ def sd3_transformer(case: Case) -> list[Comparison]:
 
 def autoencoder_kl_case(case: Case) -> list[Comparison]:
     """AutoencoderKL: moments, the sample they give with the case's noise, scaling, decoding."""
-    config, io = _config(AutoencoderKLConfig, case.config), case.io
+    config, io = config_from(AutoencoderKLConfig, case.config), case.io
     model = load(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0)), autoencoder_kl.table(config), open_tensors(case.weights), source=str(case.weights))
     mean, logvar = jax.jit(AutoencoderKL.moments)(model, nhwc(io["image"]))
     std = jnp.exp(0.5 * logvar)
@@ -65,24 +61,27 @@ def autoencoder_kl_case(case: Case) -> list[Comparison]:
 
 def llamagen_vq(case: Case) -> list[Comparison]:
     """LlamaGen's tokenizer: latents, indices (exactly), codes, losses, decoding."""
-    config, io = _config(VQConfig, case.config), case.io
+    config, io = config_from(VQConfig, case.config), case.io
     model = load(lambda: VQModel(config, rngs=nnx.Rngs(0)), vqgan.table(config), open_tensors(case.weights), source=str(case.weights))
-    images = nhwc(io["image"])
-    latents = jax.jit(VQModel.latents)(model, images)
-    quantized = model.codebook.quantize(latents)
-    indices, codes = model.quantize(latents)
+
+    @jax.jit
+    def encode(model: VQModel, images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return model.encoder(images), model.latents(images), model.encode(images)
+
+    hidden, latents, indices = encode(model, nhwc(io["image"]))
+    quantized, codes = model.codebook.quantize(latents), model.quantize(latents)[1]
     distances = jnp.square(model.codebook.project(latents)[..., None, :] - model.codebook.vectors()).sum(-1)
     nearest = jnp.sort(distances, axis=-1).reshape(-1, config.codebook_size)
     decode = jax.jit(VQModel.decode)
     values = {
-        "encoder_out": nchw(jax.jit(lambda model, x: model.encoder(x))(model, images)),
+        "encoder_out": nchw(hidden),
         "latent_pre_quant": nchw(latents),
         "quantized": nchw(codes),
         "margin": nearest[:, 1] - nearest[:, 0],
         "vq_loss": quantized.codebook_loss,
         "commit_loss_weighted": quantized.commitment_loss,
     }
-    pixels = {"recon": decode(model, model.encode(images)), "codes_decoded": decode(model, io["codes_in"])}
+    pixels = {"recon": decode(model, indices), "codes_decoded": decode(model, io["codes_in"])}
     return [
         Comparison("indices", np.asarray(indices), io["indices"], 0.0),
         *(Comparison(name, np.asarray(ours), io[name], LATENT_TOLERANCE) for name, ours in values.items()),
@@ -103,7 +102,7 @@ def _describe(model_class: type, config_class: type, table) -> Describe:
     """A manifest's model and table, from the fields of its config that `config_class` has."""
 
     def describe(official: dict):
-        config = _config(config_class, official)
+        config = config_from(config_class, official)
         return lambda: model_class(config, rngs=nnx.Rngs(0)), table(config)
 
     return describe
