@@ -107,7 +107,7 @@ def check_manifest(path: Path) -> int:
     """Checks one manifest and prints the result. Returns the exit code."""
     describe = next((known for pattern, known in describers().items() if re.fullmatch(pattern, path.stem)), None)
     if describe is None:
-        print(f"{path.stem}: no model known for it; known are the names {', '.join(describers())}")
+        print(f"{path.stem}: no model known for a manifest of this name")
         return USAGE
     manifest = read_json(path)
     make_model, table = describe(manifest["config"])
