@@ -1,0 +1,89 @@
+"""Results of frozen encoders on disk: computed once for a key, read afterwards. And fingerprints of files to make keys of."""
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+HASHED_LIMIT_BYTES = 64 << 20
+
+
+def canonical(key: Any) -> str:
+    """The one JSON text of a key: sorted names, no spaces. Raises TypeError or ValueError for what JSON cannot hold (NaN too)."""
+    return json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(key: Any) -> str:
+    """The SHA-256 of a key's canonical JSON, in hex."""
+    return hashlib.sha256(canonical(key).encode()).hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """A hex digest that changes when a file, or any file of a folder (by relative name; hidden ones left out), changes.
+
+    Files up to 64 MiB are hashed whole. Larger ones (weights) by name, size and modification time only: a copy with another
+    time counts as another file, and a change that keeps size and time is not seen. Links are followed.
+    Raises FileNotFoundError.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+        return digest({name: fingerprint(file) for name, file in files.items() if not any(part.startswith(".") for part in name.split("/"))})
+    stat = path.stat()
+    if stat.st_size > HASHED_LIMIT_BYTES:
+        return digest([path.name, stat.st_size, stat.st_mtime_ns])
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _stamp(key: str, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """The metadata of the cache file of `arrays`. One entry: safetensors writes several in an order that changes from run to run."""
+    result = hashlib.sha256()
+    for name in sorted(arrays):
+        result.update(canonical([name, str(arrays[name].dtype), arrays[name].shape]).encode())
+        result.update(arrays[name].reshape(-1).view(np.uint8))
+    return {"cache": canonical({"key": key, "sha256": result.hexdigest()})}
+
+
+def _read(path: Path, key: str) -> dict[str, np.ndarray]:
+    """The arrays of a cache file. Raises ValueError or SafetensorError if it is not the whole, unchanged file of this key."""
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
+    if metadata != _stamp(key, arrays):
+        raise ValueError("it was written for another key, or has changed since")
+    return arrays
+
+
+def cached(folder: Path, key: Any, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of compute(), kept in `folder` under `key` (JSON-able: hashes of inputs, fingerprints, config values).
+
+    The file's name is the key's digest. A file that is cut short or changed is computed again, with a warning. Several
+    processes may ask for one key at once: each write is whole or absent. bfloat16 and arrays of rank 0 are kept as they are.
+    Raises TypeError if the key is not JSON.
+    """
+    text = canonical(key)
+    path = Path(folder) / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
+    if path.exists():
+        try:
+            return _read(path, text)
+        except (SafetensorError, ValueError, OSError) as error:
+            logging.warning("computing again: the cache file %s cannot be used: %s", path, error)
+    arrays = {name: np.array(value, order="C") for name, value in compute().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        save_file(arrays, partial, metadata=_stamp(text, arrays))
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+    return arrays
