@@ -35,19 +35,16 @@ def middle(names: tuple[str, str, str], ours: str, attention: Callable[[str, str
     ]
 
 
-def levels(
-    block: str, resample: str, ours: str, widths: Sequence[int], num_blocks: int, *, shortcut: str, order: Sequence[int] | None = None
-) -> list[Entry]:
+def levels(block: str, resample: str, ours: str, widths: Sequence[int], num_blocks: int, *, shortcut: str) -> list[Entry]:
     """The residual blocks and resampling of every level, without their attention.
 
     block, resample: official names with "{i}" for the level and, in block, "{j}" for the block. widths: in our levels' order.
-    order: the official number of each of our levels, where it is another one.
     """
     entries = []
-    for ours_i, i in enumerate(order or range(len(widths))):
+    for i, width in enumerate(widths):
         for j in range(num_blocks):
-            changes = j == 0 and ours_i > 0 and widths[ours_i] != widths[ours_i - 1]
-            entries += resnet(block.format(i=i, j=j), f"{ours}.{ours_i}.blocks.{j}", shortcut=shortcut if changes else None)
-        if ours_i < len(widths) - 1:
-            entries += conv(resample.format(i=i), f"{ours}.{ours_i}.resample.conv")
+            changes = j == 0 and i > 0 and width != widths[i - 1]
+            entries += resnet(block.format(i=i, j=j), f"{ours}.{i}.blocks.{j}", shortcut=shortcut if changes else None)
+        if i < len(widths) - 1:
+            entries += conv(resample.format(i=i), f"{ours}.{i}.resample.conv")
     return entries
