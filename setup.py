@@ -32,6 +32,7 @@ setup(
         "pillow>=11",
         "tensorboardX>=2.6",
         "tqdm>=4.66",
+        "scipy>=1.13",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.7.2,<0.12"],

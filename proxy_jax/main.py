@@ -52,9 +52,7 @@ def main(argv: list[str]) -> None:
     """The command line: see the module's docstring."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    logging.set_verbosity(logging.INFO)
-    logging.use_absl_handler()
-    logging.get_absl_handler().setFormatter(None)
+    contract.log_plainly()
     workdir = Path(WORKDIR.value).expanduser().resolve()
     jax.config.update("jax_compilation_cache_dir", str(workdir / "cache" / "xla"))
     stages = STAGE_NAMES.value or CONFIG.value.stages

@@ -4,13 +4,16 @@ A stage module has `inputs(config, workdir)`, all that decides its outputs as JS
 workdir/<stage>/ and can be called again after an interruption. Stages know each other only through these files.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
+import logging as std_logging
+import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,17 +82,41 @@ def complete(name: str, stage: ModuleType, config: ConfigDict, workdir: Path) ->
     write_json(folder / "STARTED.json", {"inputs": inputs})
     write_json(folder / "config.json", fields(config, *sorted(config.keys())))
     begin = time.time()
-    handler = logging.PythonHandler((folder / "log.txt").open("a"))
-    logging.get_absl_logger().addHandler(handler)
-    try:
+    with log_to(folder / "log.txt"):
         outputs = stage.run(config, workdir)
-    finally:
-        logging.get_absl_logger().removeHandler(handler)
-        handler.close()
     seconds = round(time.time() - begin, 2)
     done = {"inputs": inputs, "outputs": outputs, "seconds": seconds, "resumed": previous == inputs, "versions": versions(), "seed": config.seed}
     write_json(folder / "DONE.json", done)
     logging.info("%s: done in %.1f s", name, seconds)
+
+
+def _ours(record: std_logging.LogRecord) -> bool:
+    """Whether a log record is worth a person's attention: a warning, or a line of this package (Orbax logs every file it opens)."""
+    return record.levelno >= std_logging.WARNING or f"{os.sep}proxy_jax{os.sep}" in record.pathname
+
+
+def log_plainly() -> None:
+    """Logs this package's lines and everybody's warnings to standard error, with the time of day."""
+    logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    handler = logging.get_absl_handler()
+    handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(_ours)
+
+
+@contextlib.contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Appends the same lines, with the date, to a file."""
+    handler = std_logging.FileHandler(path)
+    handler.setFormatter(std_logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(_ours)
+    logger = logging.get_absl_logger()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def versions() -> dict[str, str]:

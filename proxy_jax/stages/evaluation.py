@@ -71,7 +71,8 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     photos = [np.asarray(photo.image) for photo in learners.subject_photos(config, workdir)]
     locate = learners.locate(workdir)
-    encoders = MetricEncoders.load(locate(stage.dino), locate(stage.clip), compute=Compute())  # float32: the published scores
+    # In float32 and with DreamBench's own preprocessing, as the published scores.
+    encoders = MetricEncoders.load(locate(stage.dino), locate(stage.clip), compute=Compute(), dino_preprocessing="dreambench")
     prompt_of = np.repeat(np.arange(len(plain)), stage.images_per_prompt)
     real = scores.Embeddings(encoders.dino(photos), encoders.clip_image(photos))
     text = encoders.clip_text(plain)
@@ -81,7 +82,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         generated = scores.Embeddings(encoders.dino(pictures), encoders.clip_image(pictures))
         rows[name] = scores.score(real, generated, text, plain, prompt_of)
     samples = {name: _captioned(paths, np.repeat(plain, stage.images_per_prompt), workdir) for name, paths in drawn.items()}
-    content = _report(config, workdir, samples, rows, scores.ceiling(real))
+    content = _report(config, workdir, samples, rows, scores.ceiling(real), _notes(config, encoders))
     report.write_json(content, folder / "report.json")
     report.write_markdown(content, folder / "report.md")
     report.write_html(content, workdir, folder / "report.html")
@@ -101,7 +102,12 @@ LABELS = {
 
 
 def _report(
-    config: ConfigDict, workdir: Path, samples: dict[str, list[report.Picture]], rows: dict[str, scores.Scores], ceiling: scores.Scores
+    config: ConfigDict,
+    workdir: Path,
+    samples: dict[str, list[report.Picture]],
+    rows: dict[str, scores.Scores],
+    ceiling: scores.Scores,
+    notes: list[str],
 ) -> report.Report:
     """The report's content, of which only the timings differ between two runs of the same inputs."""
     subject, photos = config.subject, learners.subject_photos(config, workdir)
@@ -125,8 +131,19 @@ def _report(
         timings=[{"stage": stage, "seconds": content["seconds"]} for stage, content in done.items() if content],
         config=contract.fields(config, *sorted(config.keys())),
         versions=contract.versions(),
-        notes=[],
+        notes=notes,
     )
+
+
+def _notes(config: ConfigDict, encoders: MetricEncoders) -> list[str]:
+    """What a reader of the scores should know about how they were made."""
+    stage = config.evaluation
+    notes = [f"{name} looks at images so: {encoders.preprocessing[key].describe()}." for name, key in (("DINO", "dino"), ("CLIP", "clip"))]
+    if stage.num_prompts < 25:
+        notes.append(f"Only the first {stage.num_prompts} of DreamBench's 25 prompts were drawn: the scores are not comparable with published ones.")
+    if "random_weights" in config.stages:
+        notes.append("All weights are random: this run checks the machinery, and its pictures and scores mean nothing.")
+    return notes
 
 
 def _curve(stage: str, workdir: Path) -> report.Curve:

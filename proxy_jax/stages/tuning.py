@@ -57,8 +57,8 @@ class Learner(Protocol):
     def save_model(self, model: nnx.Module, folder: Path) -> None:
         """Writes the trained part in its official layout."""
 
-    def loss(self, model: nnx.Module, batch: Mapping[str, jax.Array], keys: jax.Array) -> jax.Array:
-        """One loss an example [batch]; keys [batch]: each example's randomness."""
+    def loss(self, model: nnx.Module, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
+        """One loss an example [batch]; its randomness is a function of rng and batch["row_index"]."""
 
     def draw(self, model, text, unconditional, seed: int, indices: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
         """Pictures [batch, resolution, resolution, 3] uint8 for the rows of `text`, a function of (seed, index) each."""
@@ -151,7 +151,7 @@ def tune(
     logging.info("training %(trained_parameters)d parameters; the model has %(all_parameters)d", counts)
     model = fit(model, learner.loss, batches, config=stage.training, trainable=trainable, directory=folder, seed=seed, preview=preview)
     if stage.mode == "lora":
-        lora.save(model, learner.table, folder / "weights" / LORA_FILE, prefix=learner.lora_prefix)
+        lora.save(model, folder / "weights" / LORA_FILE, learner.table, prefix=learner.lora_prefix)
     else:
         learner.save_model(model, folder / "weights")
     return counts
@@ -183,7 +183,7 @@ def tuned_model(learner: Learner, stage: ConfigDict, folder: Path) -> nnx.Module
     if stage.mode == "full":
         return learner.load_model(in_compute_dtype, tuned=folder / "weights")
     model = learner.load_model(in_compute_dtype)
-    lora.load(model, learner.table, folder / "weights" / LORA_FILE, prefix=learner.lora_prefix)
+    lora.load(model, folder / "weights" / LORA_FILE, learner.table, prefix=learner.lora_prefix)
     return model
 
 

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from proxy_jax import sharding
 from proxy_jax.models import parameters
-from proxy_jax.models.layers import Compute
+from proxy_jax.models.layers import Compute, split_keys
 from proxy_jax.models.llamagen import LlamaGen, attention_mask
 from proxy_jax.models.t5 import T5Config, T5Encoder
 from proxy_jax.models.vqgan import VQModel
@@ -180,9 +180,10 @@ class LlamaGenStudent:
         save(model, self.table, folder / "gpt.safetensors")
         hub.write_json(folder / "gpt.json", dataclasses.asdict(self.config))
 
-    def loss(self, model: LlamaGen, batch: Mapping[str, jax.Array], keys: jax.Array) -> jax.Array:
-        """Mean next-token cross entropy of each picture [batch], with its random key; batch: tokens, caption, caption_mask."""
-        keys_drop, keys_dropout = jax.vmap(jax.random.split, out_axes=1)(keys)
+    def loss(self, model: LlamaGen, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
+        """Mean next-token cross entropy of each picture [batch]; batch: tokens, caption, caption_mask, row_index (of the randomness)."""
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["row_index"])
+        keys_drop, keys_dropout = split_keys(keys, 2)
         tokens = batch["tokens"]
         drop = jax.vmap(jax.random.uniform)(keys_drop) < self.class_dropout
         hidden = model.hidden_states(

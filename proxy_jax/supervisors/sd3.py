@@ -16,7 +16,7 @@ from proxy_jax import sharding
 from proxy_jax.models import parameters
 from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from proxy_jax.models.clip import CLIPText, CLIPTextConfig
-from proxy_jax.models.layers import Compute
+from proxy_jax.models.layers import Compute, split_keys
 from proxy_jax.models.mmdit import SD3Config, SD3Transformer
 from proxy_jax.models.t5 import T5Config, T5Encoder
 from proxy_jax.supervisors import noise
@@ -177,9 +177,9 @@ class SD3Supervisor:
         config = hub.read_json(self.folder / "transformer" / "config.json")
         hub.save_pretrained(model, self.table, folder / "transformer", config=config, filename="diffusion_pytorch_model.safetensors")
 
-    def loss(self, model: SD3Transformer, batch: Mapping[str, jax.Array], keys: jax.Array) -> jax.Array:
-        """The flow-matching loss of each example [batch], with its random key; batch: latent_mean, latent_std, prompt_embeds, pooled."""
-        keys_latent, keys_noise, keys_sigma = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
+    def loss(self, model: SD3Transformer, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
+        """The flow-matching loss of each example [batch]; batch: latent_mean, latent_std, prompt_embeds, pooled, row_index (of the randomness)."""
+        keys_latent, keys_noise, keys_sigma = split_keys(jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["row_index"]), 3)
         mean = batch["latent_mean"]
         latents = mean + batch["latent_std"] * noise.unit_noise(keys_latent, mean.shape[1:])
         x = (latents - self.vae_config.shift_factor) * self.vae_config.scaling_factor

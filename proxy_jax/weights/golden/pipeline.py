@@ -89,8 +89,8 @@ def _greedy(model: LlamaGen, condition, mask, *, grid: int, sampling: Sampling, 
 
 def _decoder(case: Case) -> tuple[LlamaGen, int]:
     config = hub.config_from(LlamaGenConfig, case.config)
-    make = functools.partial(LlamaGen, config, rngs=nnx.Rngs(0))
-    model = load(make, llamagen.table(config), open_tensors(case.weights), source=str(case.weights))
+    tensors = open_tensors(case.weights)
+    model = load(lambda: LlamaGen(config, rngs=nnx.Rngs(0)), llamagen.table(config), tensors, source=str(case.weights))
     return model, round(case.config["block_size"] ** 0.5)
 
 
