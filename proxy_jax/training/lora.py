@@ -1,0 +1,270 @@
+"""LoRA for every model: attach adapters by a path pattern, merge them, and exchange them with PEFT and diffusers.
+
+A Dense or Conv with an adapter computes y + scale · b(a(x)), scale = alpha / rank (Hu et al., arXiv 2106.09685). Layers of a stack carry
+stacked adapters, so one pattern covers them all. Files use PEFT's naming on the official module names of the model's name table.
+"""
+
+import difflib
+import json
+import re
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from proxy_jax import sharding
+from proxy_jax.models import parameters
+from proxy_jax.models.layers import Adapter, Buffer, Conv, Dense, LoRAParam
+from proxy_jax.weights.table import Entry, Table, WeightsError
+
+METADATA = "lora_adapter_metadata"  # diffusers: LORA_ADAPTER_METADATA_KEY, a JSON of PEFT's LoraConfig
+FUSED = "proxy_jax_fused"  # JSON {module: [which of the fused pieces have an adapter]}: the blocks of a block-diagonal B
+
+
+def is_lora(name: str, variable: nnx.Variable) -> bool:
+    """Trains the adapters only."""
+    return isinstance(variable, LoRAParam)
+
+
+def is_parameter(name: str, variable: nnx.Variable) -> bool:
+    """Trains every weight of the model, no adapter and no buffer."""
+    return isinstance(variable, nnx.Param) and not isinstance(variable, (LoRAParam, Buffer))
+
+
+def layers_of(model: nnx.Module) -> dict[str, Dense | Conv]:
+    """Every Dense and Conv of `model` by its dotted path."""
+    return {parameters.name_of(path): node for path, node in nnx.iter_graph(model) if isinstance(node, (Dense, Conv))}
+
+
+def adapted(model: nnx.Module) -> dict[str, Dense | Conv]:
+    """The layers of `model` that have an adapter, by path."""
+    return {path: layer for path, layer in layers_of(model).items() if layer.lora is not None}
+
+
+def attach(model: nnx.Module, pattern: str, rank: int, alpha: float, key: jax.Array) -> list[str]:
+    """Puts an adapter beside every Dense and Conv whose dotted path fully matches the regular expression; returns their paths, sorted.
+
+    a is normal with standard deviation 1/rank (PEFT's "gaussian"), b is zero: the model's output is unchanged at first. Each layer's
+    random key depends on `key` and its path only. Float32, on the mesh in use. `model` may be abstract (shapes in place of arrays);
+    then so are the adapters. Changes `model`. Raises ValueError if nothing matches or a layer already has an adapter.
+    """
+    layers = layers_of(model)
+    matched = sorted(path for path in layers if re.fullmatch(pattern, path))
+    if not matched:
+        near = difflib.get_close_matches(pattern, layers, n=5, cutoff=0.0)
+        raise ValueError(f"no Dense or Conv of {type(model).__name__} matches {pattern!r}; the nearest paths: {near}")
+    for path in matched:
+        if layers[path].lora is not None:
+            raise ValueError(f"{path} already has an adapter")
+        shape_a, shape_b = _shapes(layers[path], rank)
+        if isinstance(parameters.value(layers[path].kernel), jax.ShapeDtypeStruct):
+            a, b = jax.ShapeDtypeStruct(shape_a, jnp.float32), jax.ShapeDtypeStruct(shape_b, jnp.float32)
+        else:
+            a = jax.random.normal(jax.random.fold_in(key, zlib.crc32(path.encode())), shape_a) / rank
+            b = jnp.zeros(shape_b)
+        _set(layers[path], path, a, b, alpha / rank)
+    return matched
+
+
+def _shapes(layer: Dense | Conv, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of a and b: the kernel's, with `rank` for its output channels, and for all that leads to them (but stacked layers)."""
+    shape = parameters.value(layer.kernel).shape
+    stacked = shape[: len(shape) - _kernel_dims(layer)]
+    return (*shape[:-1], rank), (*stacked, rank, shape[-1])
+
+
+def _kernel_dims(layer: Dense | Conv) -> int:
+    return 4 if isinstance(layer, Conv) else 2
+
+
+def _set(layer: Dense | Conv, path: str, a, b, scale: float) -> None:
+    """Gives `layer` an adapter of arrays (or shapes) a and b, laid out on the mesh in use."""
+    axes = parameters.axes(layer.kernel)
+    axes_a = (*axes[:-1], "lora_rank")
+    axes_b = (*axes[: len(axes) - _kernel_dims(layer)], "lora_rank", axes[-1])
+    mesh, placed = sharding.current(), []
+    for name, value, names in (("a", a, axes_a), ("b", b, axes_b)):
+        if mesh is not None and not isinstance(value, jax.ShapeDtypeStruct):
+            host = np.asarray(value)
+            layout = sharding.parameter(f"{path}.lora.{name}", names, host.shape, host.itemsize, mesh)
+            value = jax.make_array_from_callback(host.shape, layout, lambda index, host=host: host[index])
+        placed.append(LoRAParam(value, axes=names))
+    layer.lora = Adapter(*placed, scale)
+
+
+def merge(model: nnx.Module) -> nnx.Module:
+    """A copy of `model` with every adapter folded into its kernel (in float32, kept in the kernel's dtype) and removed."""
+    kernels = {}
+    for path, layer in adapted(model).items():
+        kernel = parameters.value(layer.kernel)
+        fold = jax.jit(_fold, out_shardings=kernel.sharding)
+        kernels[f"{path}.kernel"] = fold(kernel, layer.lora.a[...], layer.lora.b[...], jnp.float32(layer.lora.scale))
+    merged = parameters.with_arrays(model, kernels)
+    for layer in adapted(merged).values():
+        layer.lora = nnx.data(None)
+    return merged
+
+
+def _fold(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+    b = b.reshape(*b.shape[:-2], *(1,) * (a.ndim - b.ndim), *b.shape[-2:])  # a Conv's b has no window
+    change = jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    return (kernel.astype(jnp.float32) + scale * change).astype(kernel.dtype)
+
+
+def save(model: nnx.Module, path: Path, table: Table, *, prefix: str) -> None:
+    """Writes the adapters of `model` as a safetensors file that diffusers' load_lora_weights and PEFT read.
+
+    prefix: before every module name ("transformer", "unet"; "": none). Per official module: "….lora_A.weight" [rank, in] (of a Conv
+    [rank, in, h, w]) and "….lora_B.weight" [out, rank]; stacked layers one by one; PEFT's LoraConfig as JSON in the file's metadata.
+    Where pieces are fused in one official tensor (LlamaGen's wqkv), A is theirs one above the other and B block-diagonal: a rank
+    as many times larger, with the same scale. Raises ValueError if there is no adapter or fused pieces differ in rank or scale.
+    """
+    modules: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+    pieces: dict[str, int] = {}
+    scales: dict[str, float] = {}
+    for layer_path, layer in adapted(model).items():
+        entry = _entry(table, layer_path)
+        a, b = (np.asarray(parameters.value(v), np.float32) for v in (layer.lora.a, layer.lora.b))
+        for i, name in enumerate(entry.names()):
+            module = name.removesuffix(".weight")
+            modules.setdefault(module, {})[entry.part[0]] = (a, b) if entry.layers is None else (a[i], b[i])
+            pieces[module] = entry.part[1]
+            if scales.setdefault(module, layer.lora.scale) != layer.lora.scale:
+                raise ValueError(f"the adapters of {module} have the scales {scales[module]} and {layer.lora.scale}; one tensor holds one")
+    if not modules:
+        raise ValueError(f"{type(model).__name__} has no adapter to save")
+    tensors, fused = {}, {}
+    for module, parts in modules.items():
+        lora_a, lora_b = _to_official(module, parts, pieces[module])
+        tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = lora_a, lora_b
+        if pieces[module] > 1:
+            fused[module] = sorted(parts)
+    dot = f"{prefix}." if prefix else ""
+    config = {f"{dot}{field}": value for field, value in _peft_config(tensors, scales).items()}
+    metadata = {"format": "pt", METADATA: json.dumps(config, indent=2, sort_keys=True), FUSED: json.dumps(fused, sort_keys=True)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file({dot + name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, partial, metadata=metadata)
+    partial.rename(path)
+
+
+def _entry(table: Table, layer_path: str) -> Entry:
+    entry = table.by_ours()[f"{layer_path}.kernel"]
+    if not entry.official.endswith(".weight"):
+        raise ValueError(f"{layer_path} is {entry.official} officially, which is not a module's weight")
+    return entry
+
+
+def _to_official(module: str, parts: dict[int, tuple[np.ndarray, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """PEFT's A and B of one official module from our (a, b) of its pieces."""
+    if len({(a.shape, b.shape) for a, b in parts.values()}) > 1:
+        raise ValueError(f"the adapters of {module} have different shapes: {[a.shape for a, _ in parts.values()]}")
+    order = sorted(parts)
+    a0, b0 = parts[order[0]]
+    rank, out = b0.shape
+    lora_a = np.concatenate([np.moveaxis(parts[i][0], (-1, -2), (0, 1)) for i in order])
+    lora_b = np.zeros((count * out, len(order) * rank), np.float32)
+    for column, i in enumerate(order):
+        lora_b[i * out : (i + 1) * out, column * rank : (column + 1) * rank] = parts[i][1].T
+    return lora_a, lora_b if a0.ndim == 2 else lora_b[:, :, None, None]
+
+
+def _peft_config(tensors: dict[str, np.ndarray], scales: dict[str, float]) -> dict:
+    """The fields of PEFT's LoraConfig that describe `tensors`; ranks and alphas that differ from most go into the patterns."""
+    ranks = {module: tensors[f"{module}.lora_B.weight"].shape[1] for module in scales}
+    alphas = {module: scales[module] * rank for module, rank in ranks.items()}
+    r, alpha = (max(sorted(set(values.values())), key=list(values.values()).count) for values in (ranks, alphas))
+    return {
+        "peft_type": "LORA",
+        "r": r,
+        "lora_alpha": alpha,
+        "rank_pattern": {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != r},
+        "alpha_pattern": {f"^{re.escape(module)}": value for module, value in alphas.items() if value != alpha},
+        "target_modules": sorted(scales),
+        "init_lora_weights": "gaussian",
+        "lora_dropout": 0.0,
+        "bias": "none",
+    }
+
+
+def load(model: nnx.Module, path: Path, table: Table, *, prefix: str) -> list[str]:
+    """Attaches the adapters of a file in the format of `save` (or PEFT's and diffusers') to `model`; returns their paths, sorted.
+
+    Without PEFT's metadata in the file alpha is the rank, as diffusers takes it. A file that adapts a fused tensor without telling
+    its blocks gives each piece the whole A. Changes `model`. Raises WeightsError if a tensor has no place in `model`, if it misses
+    some layers of a stack, or if ranks or scales differ within a stack; ValueError if a layer already has an adapter.
+    """
+    found, fused, scale_of = _read(path, prefix)
+    used, values = set(), {}
+    for layer_path, layer in layers_of(model).items():
+        entry = table.by_ours().get(f"{layer_path}.kernel")
+        modules = [name.removesuffix(".weight") for name in entry.names()] if entry is not None else []
+        present = [module for module in modules if module in found]
+        used.update(present)
+        blocks = [module for module in present if module not in fused or entry.part[0] in fused[module]]
+        if not blocks:
+            continue
+        if len(blocks) != len(modules):
+            raise WeightsError(f"{path} leaves out some of the {len(modules)} layers of {layer_path}: {sorted(set(modules) - set(blocks))[:5]}")
+        pairs = [_from_official(*found[module], entry, fused[module] if module in fused else None) for module in modules]
+        if len({(a.shape, b.shape, scale_of(module)) for (a, b), module in zip(pairs, modules, strict=True)}) > 1:
+            raise WeightsError(f"{path}: the layers of {layer_path} have different ranks or scales")
+        a, b = (np.stack(side) if entry.layers is not None else side[0] for side in zip(*pairs, strict=True))
+        expected = _shapes(layer, a.shape[-1])
+        if (a.shape, b.shape) != expected:
+            raise WeightsError(f"{path}: the adapter of {layer_path} has shapes {a.shape}, {b.shape}; the model needs {expected}")
+        if layer.lora is not None:
+            raise ValueError(f"{layer_path} already has an adapter")
+        values[layer_path] = (layer, a, b, scale_of(modules[0]))
+    if used != set(found):
+        raise WeightsError(f"{path} adapts what {type(model).__name__} does not have: {sorted(set(found) - used)[:10]}")
+    for layer_path, (layer, a, b, scale) in values.items():
+        _set(layer, layer_path, jnp.asarray(a), jnp.asarray(b), scale)
+    return sorted(values)
+
+
+def _read(path: Path, prefix: str):
+    """A file's {module: (A, B)}, {module: fused pieces with an adapter}, and the function from a module to its scale."""
+    with safe_open(path, framework="numpy") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    dot = f"{prefix}." if prefix else ""
+    unknown = [name for name in tensors if not (name.startswith(dot) and name.endswith((".lora_A.weight", ".lora_B.weight")))]
+    modules = {name.removeprefix(dot).rsplit(".lora_", 1)[0] for name in tensors if name not in unknown}
+    if unknown or len(tensors) != 2 * len(modules):
+        raise WeightsError(f"{path} is not a plain LoRA in PEFT's naming under {prefix!r}: {unknown[:5] or 'A and B do not pair up'}")
+    found = {module: tuple(tensors[f"{dot}{module}.lora_{side}.weight"].astype(np.float32) for side in "AB") for module in sorted(modules)}
+    config = json.loads(metadata[METADATA]) if METADATA in metadata else None
+    if config is not None and config.get(f"{dot}use_rslora"):
+        raise WeightsError(f"{path} is a rank-stabilised LoRA (use_rslora), whose scale is alpha / sqrt(rank)")
+
+    def scale_of(module: str) -> float:
+        rank = found[module][1].shape[1]
+        return 1.0 if config is None else _alpha(config, dot, module) / rank
+
+    return found, json.loads(metadata[FUSED]) if FUSED in metadata else {}, scale_of
+
+
+def _alpha(config: dict, dot: str, module: str) -> float:
+    """A module's alpha under a LoraConfig: that of the first pattern that ends its name, else the general one (PEFT's rule)."""
+    for pattern, value in config[f"{dot}alpha_pattern"].items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return config[f"{dot}lora_alpha"]
+
+
+def _from_official(lora_a: np.ndarray, lora_b: np.ndarray, entry: Entry, blocks: list[int] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Our (a, b) of one piece from PEFT's A and B; blocks: the pieces that B's diagonal blocks are of, None: A is shared."""
+    part, count = entry.part
+    out = lora_b.shape[0] // count
+    rows = slice(part * out, (part + 1) * out)
+    columns = slice(None)
+    if blocks is not None:
+        rank = lora_b.shape[1] // len(blocks)
+        columns = slice(blocks.index(part) * rank, (blocks.index(part) + 1) * rank)
+    b = lora_b.reshape(lora_b.shape[:2])[rows, columns]
+    return np.moveaxis(lora_a[columns], (0, 1), (-1, -2)), b.T
