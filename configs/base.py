@@ -68,7 +68,7 @@ def get_config() -> ConfigDict:
         )
     )
 
-    lora = ConfigDict(dict(rank=16, alpha=16.0, pattern="", dropout_rate=0.0))
+    lora = ConfigDict(dict(rank=16, alpha=16.0, pattern=""))
     config.subject_tuning = ConfigDict(
         dict(
             mode="lora",  # lora | full
@@ -82,7 +82,7 @@ def get_config() -> ConfigDict:
             training=training(learning_rate=4e-4, preview_every=0),
         )
     )
-    config.subject_tuning.lora.pattern = r"(blocks|last_block)\.attention\.(img|txt)_(q|k|v|o)"
+    config.subject_tuning.lora.pattern = r"(blocks|dual_blocks|last_block)\.attention\.(img|txt)_(q|k|v|o)"
     config.proxy_generation = ConfigDict(
         dict(
             num_images=1000,  # the paper, second hand

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from proxy_jax import sharding
 from proxy_jax.models import parameters
 from proxy_jax.models.layers import Adapter, Buffer, Conv, Dense, LoRAParam
 from proxy_jax.weights.table import Entry, Table, WeightsError
+from proxy_jax.weights.tensors import write_safetensors
 
 METADATA = "lora_adapter_metadata"  # diffusers: LORA_ADAPTER_METADATA_KEY, a JSON of PEFT's LoraConfig
 FUSED = "proxy_jax_fused"  # JSON {module: [which of the fused pieces have an adapter]}: the blocks of a block-diagonal B
@@ -147,10 +147,7 @@ def save(model: nnx.Module, path: Path, table: Table, *, prefix: str) -> None:
     dot = f"{prefix}." if prefix else ""
     config = {f"{dot}{field}": value for field, value in _peft_config(tensors, scales).items()}
     metadata = {"format": "pt", METADATA: json.dumps(config, indent=2, sort_keys=True), FUSED: json.dumps(fused, sort_keys=True)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file({dot + name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, partial, metadata=metadata)
-    partial.rename(path)
+    write_safetensors({dot + name: tensor for name, tensor in tensors.items()}, path, metadata)
 
 
 def _entry(table: Table, layer_path: str) -> Entry:

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
 
 from proxy_jax import sharding
 from proxy_jax.models import parameters
+from proxy_jax.weights.tensors import write_safetensors
 
 
 class Tensors(Protocol):
@@ -244,7 +244,4 @@ def export(model: nnx.Module, table: Table) -> dict[str, np.ndarray]:
 def save(model: nnx.Module, table: Table, path: Path, *, dtype: Any | None = None) -> None:
     """Writes `model` as a safetensors file with the official names; dtype: cast to it first."""
     tensors = export(model, table)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file({name: value if dtype is None else value.astype(dtype) for name, value in tensors.items()}, partial, metadata={"format": "pt"})
-    partial.rename(path)
+    write_safetensors({name: value if dtype is None else value.astype(dtype) for name, value in tensors.items()}, path, {"format": "pt"})

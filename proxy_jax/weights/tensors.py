@@ -8,10 +8,12 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from safetensors.numpy import save_file
 
 from proxy_jax.weights.region import CheckpointError, Region, RegionTensors, contiguous
 from proxy_jax.weights.torch_pickle import torch_regions
@@ -131,3 +133,23 @@ def _region(path: Path, name: str, entry: dict, start: int, size: int) -> Region
     if begin < 0 or end - begin != math.prod(shape) * dtype.itemsize or start + end > size:
         raise CheckpointError(f"{path}: {name} {entry} does not fit the file of {size} bytes: it is broken or cut short")
     return Region(path, start + begin, dtype, shape, contiguous(shape))
+
+
+def write_safetensors(tensors: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file, whole or not at all, whose bytes depend on the arguments alone.
+
+    The library writes the metadata in an order that changes from run to run; it is put in order afterwards, in place.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, partial, metadata=dict(metadata))
+    with partial.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > length:
+            raise ValueError(f"the header of {partial} grew from {length} to {len(text)} bytes when put in order")
+        file.seek(8)
+        file.write(text.ljust(length))
+    partial.rename(path)

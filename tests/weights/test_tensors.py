@@ -9,10 +9,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from proxy_jax.weights.region import CheckpointError
-from proxy_jax.weights.tensors import choose, open_tensors, without_variant
+from proxy_jax.weights.tensors import choose, open_tensors, without_variant, write_safetensors
 
 ALL = slice(None)
 
@@ -226,3 +227,17 @@ def test_memory_stays_small_while_a_large_file_is_read(large, axis, limit_mib):
     print(f"axis {axis}: read {total >> 20} MiB, peak memory grew by {growth / 2**20:.1f} MiB")
     assert total == 256 << 20
     assert growth < limit_mib << 20
+
+
+def test_written_files_are_the_same_bytes_every_time(tmp_path):
+    """The library alone orders two metadata entries by chance."""
+    tensors = {"b": np.arange(6, dtype=np.float32).reshape(2, 3).T, "a": np.ones(1, np.int32)}
+    metadata = {f"key {i}": "é\"\n" * i for i in range(9)}
+    contents = set()
+    for number in range(8):
+        write_safetensors(tensors, tmp_path / f"{number}.safetensors", metadata)
+        contents.add((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(contents) == 1
+    with safe_open(tmp_path / "0.safetensors", "numpy") as file:
+        assert file.metadata() == metadata
+        np.testing.assert_array_equal(file.get_tensor("b"), tensors["b"])

@@ -1,0 +1,124 @@
+"""The smoke run end to end: its report, its resumption after kill -9, and its losses on a mesh of eight devices."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from proxy_jax.data import images
+from proxy_jax.metrics import scores
+from proxy_jax.metrics.encoders import MetricEncoders
+from proxy_jax.models.layers import Compute
+from tests.pipeline.conftest import finish, start
+
+pytestmark = pytest.mark.slow
+TRAININGS = ("subject_tuning", "proxy_tuning")
+LORA = "weights/pytorch_lora_weights.safetensors"
+
+
+def report_of(workdir: Path) -> dict:
+    return json.loads((workdir / "evaluation" / "report.json").read_text())
+
+
+def losses(workdir: Path, stage: str) -> list[float]:
+    return [json.loads(line)["loss"] for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
+
+
+def artefacts(workdir: Path) -> dict[str, bytes]:
+    """Everything a run is for, by name: weights, losses, pictures, the proxy set and the report without its timings."""
+    found = {}
+    for pattern in (f"*/{LORA}", "*/metrics.jsonl", "*/class_images/*.png", "*/previews/*.png", "*/images/**/*.png", "*/dataset/*"):
+        found |= {str(path.relative_to(workdir)): path.read_bytes() for path in workdir.glob(pattern)}
+    return found | {"report": json.dumps(report_of(workdir) | {"timings": None}, sort_keys=True).encode()}
+
+
+def test_report_scores_come_from_the_pictures_it_shows(finished):
+    report = report_of(finished)
+    encoders = MetricEncoders.load(
+        finished / "random_weights" / "metrics" / "dino",
+        finished / "random_weights" / "metrics" / "clip",
+        compute=Compute(),
+        dino_preprocessing="dreambench",
+    )
+
+    def embed(pictures: list[dict]) -> scores.Embeddings:
+        pixels = [images.decode((finished / picture["path"]).read_bytes()) for picture in pictures]
+        return scores.Embeddings(encoders.dino(pixels), encoders.clip_image(pixels))
+
+    real = embed(report["photos"])
+    assert [row["arm"] for row in report["rows"]] == ["supervisor", "student"]
+    for row in report["rows"]:
+        pictures = report["samples"][row["arm"]]
+        assert len(pictures) == row["scores"]["images"] == 8
+        found = embed(pictures)
+        captions = encoders.clip_text([picture["caption"] for picture in pictures])
+        assert row["scores"]["dino"] == pytest.approx(float(np.mean(found.dino @ real.dino.T)), abs=1e-5)
+        assert row["scores"]["clip_i"] == pytest.approx(float(np.mean(found.clip @ real.clip.T)), abs=1e-5)
+        assert row["scores"]["clip_t"] == pytest.approx(float(np.mean(np.sum(found.clip * captions, -1))), abs=1e-5)
+    page = (finished / "evaluation" / "report.html").read_text()
+    assert page.count("<img") >= 16 and all(f"{row['scores']['dino']:.3f}" in page for row in report["rows"])
+
+
+def test_proxies_are_a_dataset_that_tfds_opens(finished):
+    rows = tfds.builder_from_directory(finished / "proxy_generation" / "dataset").as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
+    assert len(rows) == 16
+    for index in (0, 15):
+        assert rows[index]["image"] == (finished / "proxy_generation" / "images" / f"{index:05d}.png").read_bytes()
+        assert rows[index]["prompt"].decode() == "a sks dog" and rows[index]["index"] == index
+
+
+def test_training_and_drawing_did_something(finished):
+    for stage in TRAININGS:
+        assert len(losses(finished, stage)) == 8 and np.isfinite(losses(finished, stage)).all()
+        assert [path.name for path in sorted((finished / stage / "previews").iterdir())] == ["step_000004.png", "step_000008.png"]
+        assert list((finished / stage / "tensorboard").glob("events.*"))
+    proxies = [np.asarray(Image.open(path)) for path in sorted((finished / "proxy_generation" / "images").iterdir())]
+    assert len({picture.tobytes() for picture in proxies}) == 16 and all(picture.std() > 5 for picture in proxies)
+
+
+def test_a_second_run_finds_everything_done(finished, subject_flags):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and "cache" not in path.parts}
+    text = finish(start(finished, *subject_flags), finished)
+    assert text.count("done already") == 5
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_killed_runs_resume_to_the_same_artefacts(finished, subject_flags, tmp_path):
+    """kill -9 at the first sign of life of each kind of work, then again from there."""
+    workdir = tmp_path / "run"
+    moments = [
+        "random_weights/supervisor/vae/config.json",
+        "subject_tuning/class_images/*.png",
+        "subject_tuning/checkpoints/4/state",
+        "proxy_generation/images/00007.png",
+        "proxy_tuning/metrics.jsonl",
+        "evaluation/images/student/*.png",
+    ]
+    for moment in moments:
+        process = start(workdir, *subject_flags)
+        deadline = time.monotonic() + 300
+        while not list(workdir.glob(moment)) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert process.poll() is None, f"ended before {moment}: {workdir.with_suffix('.log').read_text()[-2000:]}"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    text = finish(start(workdir, *subject_flags), workdir)
+    assert "resumed where it was interrupted" in text
+    ours, uninterrupted = artefacts(workdir), artefacts(finished)
+    assert ours.keys() == uninterrupted.keys()
+    assert [name for name in ours if ours[name] != uninterrupted[name]] == []
+
+
+def test_eight_devices_give_the_same_losses(finished, subject_flags, tmp_path):
+    workdir = tmp_path / "run"
+    mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    text = finish(start(workdir, *subject_flags, *mesh, devices=8), workdir)
+    assert "{'data': 2, 'fsdp': 2, 'tensor': 2}" in text
+    for stage in TRAININGS:
+        np.testing.assert_allclose(losses(workdir, stage), losses(finished, stage), atol=1e-4, err_msg=stage)
