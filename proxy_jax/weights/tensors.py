@@ -142,7 +142,7 @@ def write_safetensors(tensors: Mapping[str, np.ndarray], path: Path, metadata: M
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}, partial, metadata=dict(metadata))
+    save_file({name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}, partial, metadata=dict(metadata))
     with partial.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

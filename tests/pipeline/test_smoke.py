@@ -66,7 +66,8 @@ def test_report_scores_come_from_the_pictures_it_shows(finished):
 
 
 def test_proxies_are_a_dataset_that_tfds_opens(finished):
-    rows = tfds.builder_from_directory(finished / "proxy_generation" / "dataset").as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
+    builder = tfds.builder_from_directory(finished / "proxy_generation" / "dataset")
+    rows = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
     assert len(rows) == 16
     for index in (0, 15):
         assert rows[index]["image"] == (finished / "proxy_generation" / "images" / f"{index:05d}.png").read_bytes()
