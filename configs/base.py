@@ -37,10 +37,11 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.stages = ("subject_tuning", "proxy_generation", "proxy_tuning", "evaluation")
-    # "{workdir}" and "{shared}" in any path stand for the run's --workdir and its --shared folder.
+    # "{workdir}" in the path of photos or of a checkpoint stands for the run's --workdir.
     config.subject = ConfigDict(
         dict(
             photos="",  # a folder of 1 or more photos
+            dreambench="",  # in its place a subject of DreamBench, "FOLDER/SUBJECT": it brings its class noun and live
             class_noun="",  # "dog", "backpack", ...
             token="sks",  # the rare word that comes to mean the subject (diffusers)
             live=False,  # a pet or person: DreamBench's live-subject prompts; else its object prompts

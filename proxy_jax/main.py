@@ -1,17 +1,28 @@
 """Proxy-Tuning: teach an autoregressive image model a subject through a diffusion model that learned it first.
 
+usage: python -m proxy_jax.main --config FILE --workdir FOLDER [--stages NAMES] [--config.FIELD=VALUE ...]
+
+examples:
   python -m proxy_jax.main --config configs/smoke.py --workdir runs/smoke
   python -m proxy_jax.main --config configs/sd3_llamagen.py --workdir runs/my_cat \\
       --config.subject.photos=photos/my_cat --config.subject.class_noun=cat --config.subject.live=True
+  python -m proxy_jax.main --config configs/sd3_llamagen.py --workdir runs/dog6 --config.subject.dreambench=datasets/dreambench/dog6
 
-Stages: subject_tuning (DreamBooth on the photos), proxy_generation (the tuned diffusion model draws the proxy set),
-proxy_tuning (the autoregressive student learns it), evaluation (DINO, CLIP-I, CLIP-T, report.html). Each writes into
-WORKDIR/<stage>/. Run the same command again to resume: finished stages are skipped, an interrupted one goes on from its last
-checkpoint, and one whose inputs changed runs anew. Any field of the config can be set by --config.FIELD=VALUE;
-configs/base.py lists them all.
+stages, each of which writes into FOLDER/<stage>/:
+  subject_tuning    DreamBooth: the diffusion supervisor learns the subject from its photos
+  proxy_generation  the tuned supervisor draws the proxy set
+  proxy_tuning      the autoregressive student learns the proxy set
+  evaluation        DINO, CLIP-I and CLIP-T of both; evaluation/report.html
+  random_weights    before all of them in configs/smoke.py: tiny random checkpoints, to check the machinery
+
+Run the same command again to resume: finished stages are skipped, an interrupted one goes on from its last checkpoint, and one
+whose inputs changed runs anew. Every field of the config can be set; configs/base.py lists them all with what they do.
 """
 
 import difflib
+import os
+import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -20,28 +31,111 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from proxy_jax import sharding
+from proxy_jax.data.dreambench import DreambenchError
 from proxy_jax.data.photos import PhotosError
-from proxy_jax.stages import contract, evaluation, proxy_generation, proxy_tuning, random_weights, subject_tuning
+from proxy_jax.data.proxy_set import ProxySetError
+from proxy_jax.metrics.encoders import EncoderError
+from proxy_jax.stages import contract, evaluation, proxy_generation, proxy_tuning, random_weights, subject_tuning, validation
+from proxy_jax.training.checkpoint import ResumeError
 from proxy_jax.training.loop import NonFiniteError
 from proxy_jax.weights.hub import CheckpointError
 from proxy_jax.weights.table import WeightsError
 
 STAGES = {stage.NAME: stage for stage in (random_weights, subject_tuning, proxy_generation, proxy_tuning, evaluation)}
-EXPLAINED = (contract.StageError, PhotosError, CheckpointError, WeightsError, NonFiniteError, sharding.ShardingError)
+# What a user can mend: shown as a paragraph. Everything else is a bug and keeps its traceback.
+EXPLAINED = (
+    *(contract.StageError, PhotosError, DreambenchError, CheckpointError, WeightsError, ProxySetError, EncoderError),
+    *(NonFiniteError, ResumeError, sharding.ShardingError),
+)
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file, e.g. configs/smoke.py.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file, e.g. configs/smoke.py; --config.FIELD=VALUE sets a field of it.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
-STAGE_NAMES = flags.DEFINE_list("stages", None, f"Stages to run, in order; default: the config's. Known: {', '.join(STAGES)}.")
+STAGE_NAMES = flags.DEFINE_list("stages", None, "Stages to run, separated by commas; default: the config's.")
+
+HELP = ("help", "helpshort", "h", "?")
+FOREIGN_HELP = ("helpfull", "helpxml", "only_check_flags")
+
+
+class CommandLineError(ValueError):
+    """A command line that cannot be understood."""
+
+
+def help_text() -> str:
+    """The module's docstring and this program's own flags."""
+    own = "\n".join(f"  --{holder.name:<8} {flags.FLAGS[holder.name].help}" for holder in (CONFIG, WORKDIR, STAGE_NAMES))
+    return f"{__doc__}\nflags (--helpfull lists those of the libraries too):\n{own}"
+
+
+def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
+    """The dotted names of all fields of a config, groups included."""
+    names = []
+    for key in config:
+        names.append(prefix + key)
+        if isinstance(config[key], ConfigDict):
+            names += field_names(config[key], f"{prefix}{key}.")
+    return names
+
+
+def check_config_flags(arguments: list[str]) -> None:
+    """Finds the config file among the arguments and lets it import its neighbours, from whatever folder the program was started.
+
+    Raises CommandLineError, saying what there is instead, if no config is given, its file does not exist, or a field that is set does not.
+    """
+    here = Path(__file__).resolve().parents[1] / "configs"
+    listing = ", ".join(os.path.relpath(path) for path in sorted(here.glob("*.py")))
+    given = [index for index, argument in enumerate(arguments) if re.match(r"--?config(=|$)", argument)]
+    value = "" if not given else "".join(arguments[given[-1]].split("=", 1)[1:] or arguments[given[-1] + 1 : given[-1] + 2])
+    if not value:
+        raise CommandLineError(f"give --config=FILE; there are {listing}")
+    path, *argument = value.split(":", 1)
+    path = Path(path)
+    if not path.is_file():
+        raise CommandLineError(f"there is no config file {path} (seen from {Path.cwd()}); there are {listing}")
+    sys.path.insert(0, str(path.resolve().parent.parent))  # configs import each other as `from configs import base`
+    config = runpy.run_path(str(path))["get_config"](*argument)
+    if not isinstance(config, ConfigDict):
+        raise CommandLineError(f"get_config() of {path} returns no ConfigDict but {type(config).__name__}")
+    known = field_names(config)
+    for text in arguments:
+        match = re.match(r"--?(?:no)?config\.([^=\[]+)", text)
+        if match and match[1] not in known:
+            near = difflib.get_close_matches(match[1], known, 3, 0.6) or [name for name in known if name.split(".")[-1] == match[1].split(".")[-1]]
+            hint = f"the nearest: {', '.join(near[:3])}" if near else f"its top fields: {', '.join(config)}"
+            raise CommandLineError(f"the config has no field {match[1]}; {hint}")
+        if match and any(name.startswith(f"{match[1]}.") for name in known):
+            inside = [name for name in known if name.startswith(f"{match[1]}.")]
+            raise CommandLineError(f"{match[1]} is a group of fields; set them one by one: {', '.join(inside)}")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the flags. Prints the help, or one paragraph about what is wrong with the command line, and exits."""
+    names = [argument.lstrip("-") for argument in argv[1:] if argument.startswith("-")]
+    if any(name in HELP for name in names):
+        print(help_text())
+        sys.exit(0)
+    try:
+        if not any(name in FOREIGN_HELP for name in names):
+            check_config_flags(flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False))
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise CommandLineError(f"unexpected argument {rest[1]!r}; flags are --NAME=VALUE")
+        if not WORKDIR.value:
+            raise CommandLineError("give --workdir=FOLDER, the folder for everything the run writes")
+        if Path(WORKDIR.value).expanduser().is_file():
+            raise CommandLineError(f"--workdir={WORKDIR.value} is a file; give a folder")
+    except (CommandLineError, flags.Error) as error:
+        sys.exit(f"error: {error}\n--help shows how this command is used.")
+    return rest
 
 
 def run(config: ConfigDict, workdir: Path, stages: list[str] | tuple[str, ...]) -> None:
-    """Runs `stages` in order under the config's mesh; each by the stage contract (proxy_jax/stages/contract.py)."""
-    unknown = [name for name in stages if name not in STAGES]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], STAGES, 1, 0.3)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise contract.StageError(f"unknown stage {unknown[0]!r}{hint} Known: {', '.join(STAGES)}")
+    """Runs `stages` in order under the config's mesh; each by the stage contract (proxy_jax/stages/contract.py).
+
+    Raises one of EXPLAINED for what the user can mend; of that, all that the config shows before any stage runs.
+    """
+    validation.validate(config, stages, tuple(STAGES))
     mesh = sharding.make_mesh(**config.mesh.to_dict())
+    validation.validate_batches(config, stages, mesh)
     logging.info("%d %s device(s), mesh %s", len(jax.devices()), jax.default_backend(), dict(mesh.shape))
     with sharding.use(mesh):
         for name in stages:
@@ -49,28 +143,19 @@ def run(config: ConfigDict, workdir: Path, stages: list[str] | tuple[str, ...]) 
 
 
 def main(argv: list[str]) -> None:
-    """The command line: see the module's docstring."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    """The command line: see the module's docstring. Exits with 1 and a paragraph if the run cannot go on for a reason a user can mend."""
     contract.log_plainly()
     workdir = Path(WORKDIR.value).expanduser().resolve()
-    jax.config.update("jax_compilation_cache_dir", str(workdir / "cache" / "xla"))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "cache" / "xla"))
     stages = STAGE_NAMES.value or CONFIG.value.stages
     try:
         run(CONFIG.value, workdir, stages)
     except EXPLAINED as error:
-        logging.error("%s: %s", type(error).__name__, error)
-        sys.exit(1)
-    report = workdir / evaluation.NAME / "report.html"
+        sys.exit(f"error: {error}")
     if evaluation.NAME in stages:
-        print(f"report: {report}")
-
-
-def command() -> None:
-    """Parses the flags and runs `main`."""
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+        print(f"report: {workdir / evaluation.NAME / 'report.html'}")
 
 
 if __name__ == "__main__":
-    command()
+    app.run(main, flags_parser=parse_flags)

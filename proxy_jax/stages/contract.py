@@ -1,11 +1,11 @@
 """The stage contract: a stage is done when its DONE.json says so for the same inputs; else it is run, or resumed.
 
-A stage module has `inputs(config, workdir)`, all that decides its outputs as JSON, and `run(config, workdir)`, which writes into
-workdir/<stage>/ and can be called again after an interruption. Stages know each other only through these files.
+A stage module has `inputs(config, workdir)`, all that decides its outputs as JSON; `run(config, workdir)`, which writes into
+workdir/<stage>/ and can be called again after an interruption; and `OUTPUTS`, the files and folders there that it is for. STARTED.json
+holds the inputs while a stage runs, DONE.json the inputs and digests of the outputs. Stages know each other only through these files.
 """
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import logging as std_logging
@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,10 +21,12 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
+from proxy_jax.data import cache
 from proxy_jax.stages.files import read_json, write_json
 
 # Fields that say how often to look or save, not what to compute: a finished stage stays finished when they change.
 WITHOUT_EFFECT = ("checkpoint_every", "keep_checkpoints", "log_every", "preview_every")
+PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 
 class StageError(RuntimeError):
@@ -42,12 +44,50 @@ def fields(config: ConfigDict, *names: str) -> dict[str, Any]:
     return {name: plain(config[name]) for name in names}
 
 
+def _record(path: Path, *keys: str) -> dict[str, Any] | None:
+    """What a stage wrote into STARTED.json or DONE.json; None if it is absent, damaged or, lacking a key, of another version."""
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        logging.warning("%s is damaged and not used: %s", path, error)
+        return None
+    if content is not None and not (isinstance(content, dict) and all(key in content for key in keys)):
+        logging.warning("%s is of another version and not used: it lacks %s", path, ", ".join(keys))
+        return None
+    return content
+
+
+def _done(folder: Path) -> dict[str, Any] | None:
+    return _record(folder / "DONE.json", "inputs", "files", "seconds")
+
+
+def digests(folder: Path, outputs: Sequence[str]) -> dict[str, str | None]:
+    """A digest of each output in a stage's folder; None: it is missing. Files over 64 MiB count by size, so that a copied run stays done."""
+    return {name: _digest(folder / name) if (folder / name).exists() else None for name in outputs}
+
+
+def _digest(path: Path) -> str:
+    if path.is_dir():
+        return cache.digest({entry.name: _digest(entry) for entry in path.iterdir() if not entry.name.startswith(".")})
+    size = path.stat().st_size
+    return cache.digest(size) if size > cache.HASHED_LIMIT_BYTES else cache.fingerprint(path)
+
+
+def _changed_outputs(folder: Path, done: dict[str, Any]) -> list[str]:
+    """The outputs of a finished stage that are missing or not as it left them, each with what is wrong."""
+    found = digests(folder, sorted(done["files"]))
+    return [f"{name} {'has changed' if found[name] else 'is missing'}" for name in found if found[name] != done["files"][name]]
+
+
 def upstream(workdir: Path, stage: str) -> str:
-    """A digest of the inputs of a finished stage, which stands for its outputs. Raises StageError if it is not done."""
-    done = read_json(workdir / stage / "DONE.json")
+    """A digest of a finished stage's inputs and outputs. Raises StageError if it is not done or its outputs are not as it left them."""
+    done = _done(workdir / stage)
     if done is None:
         raise StageError(f"the stage {stage} is not done in {workdir}; run it first (--stages={stage},...)")
-    return hashlib.sha256(json.dumps(done["inputs"], sort_keys=True).encode()).hexdigest()
+    changed = _changed_outputs(workdir / stage, done)
+    if changed:
+        raise StageError(f"in {workdir / stage} {', '.join(changed)} since the stage was done; run it again (--stages={stage},...)")
+    return cache.digest([done["inputs"], done["files"]])
 
 
 def changes(before: Any, after: Any, name: str = "") -> list[str]:
@@ -64,35 +104,58 @@ def _short(value: Any) -> str:
 
 
 def complete(name: str, stage: ModuleType, config: ConfigDict, workdir: Path) -> None:
-    """Brings a stage to its DONE.json: skips it if it is done for these inputs, resumes it if it was interrupted on them, else runs it anew."""
+    """Brings a stage to its DONE.json: skips it if it is done for these inputs, resumes it if it was interrupted on them, else runs it anew.
+
+    A finished stage whose outputs are missing or changed is resumed too: it makes them again from what else it left.
+    Raises StageError if its folder holds files that no stage wrote.
+    """
     folder = workdir / name
     inputs = json.loads(json.dumps(stage.inputs(config, workdir)))
-    started, done = read_json(folder / "STARTED.json"), read_json(folder / "DONE.json")
-    if done is not None and done["inputs"] == inputs:
+    done = _done(folder)
+    previous = done or _record(folder / "STARTED.json", "inputs")
+    resumed = previous is not None and previous["inputs"] == inputs
+    changed = _changed_outputs(folder, done) if done else []
+    if done and resumed and not changed:
         logging.info("%s: done already, its inputs have not changed", name)
         return
-    previous = (done or started or {}).get("inputs")
-    if previous is not None and previous != inputs:
-        logging.info("%s: run anew, because its inputs changed:\n  %s", name, "\n  ".join(changes(previous, inputs)))
-        shutil.rmtree(folder)
-    elif previous is not None:
+    if done and resumed:
+        logging.info("%s: run again, because of its outputs %s", name, ", ".join(changed))
+    elif resumed:
         logging.info("%s: resumed where it was interrupted", name)
+    elif previous is not None:
+        logging.info("%s: run anew, because its inputs changed:\n  %s", name, "\n  ".join(changes(previous["inputs"], inputs)))
     else:
         logging.info("%s: starting", name)
+    if not resumed:
+        _discard(folder)
     write_json(folder / "STARTED.json", {"inputs": inputs})
+    (folder / "DONE.json").unlink(missing_ok=True)
     write_json(folder / "config.json", fields(config, *sorted(config.keys())))
     begin = time.time()
     with log_to(folder / "log.txt"):
         outputs = stage.run(config, workdir)
     seconds = round(time.time() - begin, 2)
-    done = {"inputs": inputs, "outputs": outputs, "seconds": seconds, "resumed": previous == inputs, "versions": versions(), "seed": config.seed}
-    write_json(folder / "DONE.json", done)
+    done = {"inputs": inputs, "outputs": outputs, "files": digests(folder, stage.OUTPUTS), "seconds": seconds, "resumed": resumed}
+    write_json(folder / "DONE.json", done | {"versions": versions(), "seed": config.seed})
     logging.info("%s: done in %.1f s", name, seconds)
+
+
+def _discard(folder: Path) -> None:
+    """Removes what an earlier run of a stage left. It is renamed first: half of it, after a kill, must not pass for a run to resume."""
+    discarded = folder.with_name(f".{folder.name}.discarded")
+    if discarded.exists():
+        shutil.rmtree(discarded)
+    foreign = [] if not folder.exists() else sorted(path.name for path in folder.iterdir() if path.suffix != ".partial")
+    if foreign and "STARTED.json" not in foreign and "DONE.json" not in foreign:
+        raise StageError(f"{folder} holds files that no stage wrote ({', '.join(foreign[:5])}); move them away or choose another --workdir")
+    if folder.exists():
+        folder.rename(discarded)
+        shutil.rmtree(discarded)
 
 
 def _ours(record: std_logging.LogRecord) -> bool:
     """Whether a log record is worth a person's attention: a warning, or a line of this package (Orbax logs every file it opens)."""
-    return record.levelno >= std_logging.WARNING or f"{os.sep}proxy_jax{os.sep}" in record.pathname
+    return record.levelno >= std_logging.WARNING or record.pathname.startswith(PACKAGE)
 
 
 def log_plainly() -> None:

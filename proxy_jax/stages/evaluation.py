@@ -18,6 +18,7 @@ from proxy_jax.stages.drawing import draw_images
 from proxy_jax.stages.tuning import Learner, tuned_model
 
 NAME = "evaluation"
+OUTPUTS = ("report.json", "report.md", "report.html")
 STAGES_BEFORE = ("subject_tuning", "proxy_generation", "proxy_tuning")
 TUNED_IN = {"supervisor": "subject_tuning", "student": "proxy_tuning"}
 
@@ -25,8 +26,7 @@ TUNED_IN = {"supervisor": "subject_tuning", "student": "proxy_tuning"}
 def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """What decides this stage's outputs: its fields, both tuned models, the proxies and the photos."""
     stages = {stage: contract.upstream(workdir, stage) for stage in _upstream_stages(config)}
-    photos = {photo.name: photo.sha256 for photo in learners.subject_photos(config, workdir)}
-    return contract.fields(config, "seed", "subject", "compute", NAME) | {"photos": photos} | stages
+    return contract.fields(config, "seed", "compute", NAME) | {"subject": learners.subject(config, workdir).key()} | stages
 
 
 def _upstream_stages(config: ConfigDict) -> list[str]:
@@ -48,7 +48,7 @@ def arm(name: str, config: ConfigDict, workdir: Path) -> tuple[Learner, Callable
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes evaluation/images/<arm>/*.png and report.json, report.md and report.html."""
-    stage, subject, folder = config.evaluation, config.subject, workdir / NAME
+    stage, subject, folder = config.evaluation, learners.subject(config, workdir), workdir / NAME
     templates = prompts.dreambench_prompts(subject.live)[: stage.num_prompts]
     filled = [prompts.fill(template, subject.token, subject.class_noun) for template in templates]
     plain = [prompts.without_token(template, subject.class_noun) for template in templates]
@@ -69,7 +69,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             label=name,
         )
 
-    photos = [np.asarray(photo.image) for photo in learners.subject_photos(config, workdir)]
+    photos = [np.asarray(photo.image) for photo in subject.photos]
     locate = learners.locate(workdir)
     # In float32 and with DreamBench's own preprocessing, as the published scores.
     encoders = MetricEncoders.load(locate(stage.dino), locate(stage.clip), compute=Compute(), dino_preprocessing="dreambench")
@@ -82,7 +82,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         generated = scores.Embeddings(encoders.dino(pictures), encoders.clip_image(pictures))
         rows[name] = scores.score(real, generated, text, plain, prompt_of)
     samples = {name: _captioned(paths, np.repeat(plain, stage.images_per_prompt), workdir) for name, paths in drawn.items()}
-    content = _report(config, workdir, samples, rows, scores.ceiling(real), _notes(config, encoders))
+    content = _report(config, subject, workdir, samples, rows, scores.ceiling(real), _notes(config, encoders))
     report.write_json(content, folder / "report.json")
     report.write_markdown(content, folder / "report.md")
     report.write_html(content, workdir, folder / "report.html")
@@ -103,6 +103,7 @@ LABELS = {
 
 def _report(
     config: ConfigDict,
+    subject: learners.Subject,
     workdir: Path,
     samples: dict[str, list[report.Picture]],
     rows: dict[str, scores.Scores],
@@ -110,8 +111,7 @@ def _report(
     notes: list[str],
 ) -> report.Report:
     """The report's content, of which only the timings differ between two runs of the same inputs."""
-    subject, photos = config.subject, learners.subject_photos(config, workdir)
-    pictures = workdir / NAME / "photos"
+    photos, pictures = subject.photos, workdir / NAME / "photos"
     for index, photo in enumerate(photos):
         files.save_picture(pictures / f"{index:02d}.png", np.asarray(photo.image))
     photo_paths = [pictures / f"{index:02d}.png" for index in range(len(photos))]

@@ -1,13 +1,15 @@
-"""From a run's config to its supervisor, its student and its subject's photos."""
+"""From a run's config to its supervisor, its student and its subject."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from proxy_jax import students, supervisors
-from proxy_jax.data import photos
+from proxy_jax.data import dreambench, photos, prompts
 from proxy_jax.models.layers import Compute
 from proxy_jax.stages.contract import StageError
 from proxy_jax.stages.tuning import Learner
@@ -42,10 +44,62 @@ def student(config: ConfigDict, workdir: Path) -> Learner:
     return make(config.student, config.proxy_tuning, compute_of(config), locate(workdir))
 
 
-def subject_photos(config: ConfigDict, workdir: Path) -> list[photos.Photo]:
-    """The subject's photos. Raises StageError if the config names no folder or class noun, PhotosError if no photo can be read."""
-    if not config.subject.photos or not config.subject.class_noun:
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """Who the run is about: the photos, and the words and prompts for them (config.subject, or DreamBench)."""
+
+    photos: tuple[photos.Photo, ...]
+    class_noun: str
+    token: str
+    live: bool
+
+    def words(self) -> dict[str, Any]:
+        """All but the photos, as JSON."""
+        return {"class_noun": self.class_noun, "token": self.token, "live": self.live}
+
+    def key(self) -> dict[str, Any]:
+        """The subject as JSON for a stage's inputs, each photo by its bytes' SHA-256: where the photos lie makes no difference."""
+        return self.words() | {"photos": {photo.name: photo.sha256 for photo in self.photos}}
+
+
+def check_subject(config: ConfigDict) -> None:
+    """Raises StageError unless the config names one subject; looks at no file."""
+    fields = config.subject
+    if fields.photos and fields.dreambench:
         raise StageError(
-            "the config names no subject: give --config.subject.photos=FOLDER and --config.subject.class_noun=NOUN (dog, backpack, ...)"
+            f"subject.photos ({fields.photos}) and subject.dreambench ({fields.dreambench}) are both given; empty one, e.g. --config.subject.photos="
         )
-    return photos.load_photos(Path(config.subject.photos.replace("{workdir}", str(workdir))))
+    if fields.dreambench and not (Path(fields.dreambench).name and len(Path(fields.dreambench).parts) > 1):
+        raise StageError(f"subject.dreambench is FOLDER/SUBJECT, e.g. datasets/dreambench/dog6, not {fields.dreambench!r}")
+    if not fields.dreambench and not (fields.photos and fields.class_noun):
+        raise StageError(
+            "the config names no subject: give --config.subject.photos=FOLDER and --config.subject.class_noun=NOUN (dog, backpack, ...), "
+            "or --config.subject.dreambench=FOLDER/SUBJECT"
+        )
+
+
+def subject(config: ConfigDict, workdir: Path) -> Subject:
+    """The subject that the config names. A DreamBench one comes out of its TFDS dataset, prepared under workdir/cache/dreambench.
+
+    Raises StageError if the config names none or contradicts DreamBench, PhotosError if no photo can be read, and DreambenchError
+    for a folder that is not DreamBench's or lacks the subject.
+    """
+    check_subject(config)
+    fields = config.subject
+
+    def path(name: str) -> Path:
+        return Path(name.replace("{workdir}", str(workdir))).expanduser()
+
+    if not fields.dreambench:
+        return Subject(tuple(photos.load_photos(path(fields.photos))), fields.class_noun, fields.token, fields.live)
+    source, name = path(fields.dreambench).parent, path(fields.dreambench).name
+    pictures = dreambench.photos(dreambench.prepare(source, workdir / "cache" / "dreambench"), name)
+    class_noun = dreambench.class_nouns((source / dreambench.CLASSES_FILE).read_text(encoding="utf-8"))[name]
+    live = class_noun in prompts.LIVE_CLASSES
+    if fields.class_noun not in ("", class_noun):
+        raise StageError(
+            f"subject.class_noun is {fields.class_noun!r}, but DreamBench's {name} is a {class_noun!r}; leave it empty: --config.subject.class_noun="
+        )
+    if fields.live and not live:
+        raise StageError(f"subject.live is True, but DreamBench's {name}, a {class_noun!r}, has the prompts of objects; leave subject.live out")
+    return Subject(tuple(pictures), class_noun, fields.token, live)

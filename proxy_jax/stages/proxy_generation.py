@@ -13,16 +13,18 @@ from proxy_jax.stages.drawing import draw_images
 from proxy_jax.stages.tuning import tuned_model
 
 NAME = "proxy_generation"
+OUTPUTS = ("dataset",)
 
 
 def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """What decides this stage's outputs: its fields and the tuned supervisor."""
-    return contract.fields(config, "seed", "subject", "compute", NAME) | {"subject_tuning": contract.upstream(workdir, "subject_tuning")}
+    found = {"subject": learners.subject(config, workdir).words(), "subject_tuning": contract.upstream(workdir, "subject_tuning")}
+    return contract.fields(config, "seed", "compute", NAME) | found
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes proxy_generation/images/*.png and proxy_generation/dataset/, which plain tensorflow-datasets opens."""
-    stage, subject, folder = config.proxy_generation, config.subject, workdir / NAME
+    stage, subject, folder = config.proxy_generation, learners.subject(config, workdir), workdir / NAME
     learner = learners.supervisor(config, workdir)
     templates = [prompts.fill(template, subject.token, subject.class_noun) for template in stage.prompts]
     wanted = [templates[index % len(templates)] for index in range(stage.num_images)]
@@ -42,5 +44,5 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         dict(image=path.read_bytes(), prompt=prompt, seed=config.seed + 1, index=index, supervisor=config.supervisor.checkpoint, config_hash=digest)
         for index, (path, prompt) in enumerate(zip(paths, wanted, strict=True))
     )
-    proxy_set.write(folder / "dataset", records, metadata={"subject": subject.to_dict()})
+    proxy_set.write(folder / "dataset", records, metadata={"subject": subject.words()})
     return {"num_images": len(paths)}

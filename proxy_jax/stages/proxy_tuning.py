@@ -12,27 +12,29 @@ from proxy_jax.stages import contract, learners
 from proxy_jax.stages.tuning import encoders_key, preview_grid, squares, tune
 
 NAME = "proxy_tuning"
+OUTPUTS = ("weights",)
 
 
 def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """What decides this stage's outputs: its fields, the student's checkpoints, and the proxies or the photos."""
-    found = contract.fields(config, "seed", "subject", "student", "compute", NAME)
+    subject = learners.subject(config, workdir)
+    found = contract.fields(config, "seed", "student", "compute", NAME)
     found |= {"checkpoint": encoders_key(learners.student(config, workdir))}
     if _source(config) == "proxies":
-        return found | {"proxy_generation": contract.upstream(workdir, "proxy_generation")}
-    return found | {"photos": {photo.name: photo.sha256 for photo in learners.subject_photos(config, workdir)}}
+        return found | {"subject": subject.words(), "proxy_generation": contract.upstream(workdir, "proxy_generation")}
+    return found | {"subject": subject.key()}
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes proxy_tuning/weights/ (a LoRA, or gpt.safetensors in LlamaGen's naming), the loss curve and sample grids."""
-    stage, subject, folder, cache = config.proxy_tuning, config.subject, workdir / NAME, workdir / "cache"
+    stage, subject, folder, cache = config.proxy_tuning, learners.subject(config, workdir), workdir / NAME, workdir / "cache"
     learner = learners.student(config, workdir)
     if _source(config) == "proxies":
         proxies = proxy_set.read(workdir / "proxy_generation" / "dataset")
         captions = proxies.prompts()
         originals = [Image.fromarray(record["image"]) for record in proxies]
     else:
-        originals = [photo.image for photo in learners.subject_photos(config, workdir)]
+        originals = [photo.image for photo in subject.photos]
         captions = [prompts.fill(stage.prompt, subject.token, subject.class_noun)] * len(originals)
     pictures = squares(learner, originals, stage, config.seed)
     previews = [prompts.fill(template, subject.token, subject.class_noun) for template in prompts.dreambench_prompts(subject.live)[:4]]

@@ -25,6 +25,7 @@ from proxy_jax.weights import autoencoder_kl, clip, hub, llamagen, mmdit, t5, vi
 from proxy_jax.weights.table import save
 
 NAME = "random_weights"
+OUTPUTS = ("supervisor", "student", "metrics")
 DIFFUSERS_FILE, TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
 
 

@@ -12,21 +12,20 @@ from proxy_jax.stages.drawing import draw_images
 from proxy_jax.stages.tuning import encoders_key, preview_grid, squares, tune
 
 NAME = "subject_tuning"
+OUTPUTS = ("weights",)
 
 
 def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """What decides this stage's outputs: its fields, the photos' bytes and the checkpoint's."""
-    photos = {photo.name: photo.sha256 for photo in learners.subject_photos(config, workdir)}
-    learner = learners.supervisor(config, workdir)
-    return contract.fields(config, "seed", "subject", "supervisor", "compute", NAME) | {"photos": photos, "checkpoint": encoders_key(learner)}
+    subject, learner = learners.subject(config, workdir), learners.supervisor(config, workdir)
+    return contract.fields(config, "seed", "supervisor", "compute", NAME) | {"subject": subject.key(), "checkpoint": encoders_key(learner)}
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes subject_tuning/weights/ (a LoRA in diffusers' naming, or a transformer folder), the loss curve and sample grids."""
-    stage, subject, folder, cache = config.subject_tuning, config.subject, workdir / NAME, workdir / "cache"
+    stage, subject, folder, cache = config.subject_tuning, learners.subject(config, workdir), workdir / NAME, workdir / "cache"
     learner = learners.supervisor(config, workdir)
-    photos = learners.subject_photos(config, workdir)
-    pictures = squares(learner, [photo.image for photo in photos], stage, config.seed)
+    pictures = squares(learner, [photo.image for photo in subject.photos], stage, config.seed)
     options = config.evaluation.supervisor.to_dict()
     prompt = prompts.fill(stage.prompt, subject.token, subject.class_noun)
 

@@ -1,0 +1,152 @@
+"""What can be wrong in a config, found before any stage runs."""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from proxy_jax import sharding, students, supervisors
+from proxy_jax.data import prompts
+from proxy_jax.models.layers import REMAT
+from proxy_jax.stages import learners
+from proxy_jax.stages.contract import StageError
+from proxy_jax.supervisors import noise
+from proxy_jax.training import optimizer
+
+TUNINGS = ("subject_tuning", "proxy_tuning")
+WITHOUT_SUBJECT = ("random_weights",)
+
+# field -> the values it can have; of a tuple, its members
+CHOICES: Mapping[str, Sequence[str]] = {
+    "compute.dtype": ("bfloat16", "float16", "float32"),
+    "compute.remat": tuple(REMAT),
+    "supervisor.family": tuple(supervisors.FAMILIES),
+    "student.family": tuple(students.FAMILIES),
+    "proxy_tuning.source": ("proxies", "photos"),
+    "evaluation.arms": ("supervisor", "student", "untuned_supervisor", "untuned_student"),
+    **{f"{stage}.mode": ("lora", "full") for stage in TUNINGS},
+    **{f"{stage}.augment": ("none", "paper") for stage in TUNINGS},
+}
+
+
+def _both(*names: str) -> tuple[str, ...]:
+    return tuple(f"{stage}.{name}" for stage in TUNINGS for name in names)
+
+
+# what a number must be, a test of it, and the fields for which it must hold
+RANGES: Sequence[tuple[str, Callable[[float], bool], Sequence[str]]] = (
+    (
+        "at least 1",
+        lambda x: x >= 1,
+        (
+            *("supervisor.resolution", "supervisor.max_sequence_length", "student.resolution", "proxy_tuning.encode_batch_size"),
+            *_both("lora.rank", "augment_variants", "training.steps", "training.batch_size", "training.accumulation"),
+            *_both("training.checkpoint_every", "training.keep_checkpoints", "training.log_every"),
+            *("proxy_generation.num_images", "proxy_generation.batch_size", "proxy_generation.steps"),
+            *("evaluation.images_per_prompt", "evaluation.batch_size", "evaluation.supervisor.steps"),
+        ),
+    ),
+    ("more than 0", lambda x: x > 0, _both("lora.alpha", "training.learning_rate", "training.epsilon")),
+    (
+        "at least 0",
+        lambda x: x >= 0,
+        (
+            *("subject_tuning.prior.weight", "evaluation.student.top_k", "evaluation.student.temperature"),
+            *_both("training.warmup_steps", "training.weight_decay", "training.clip_norm", "training.preview_every"),
+        ),
+    ),
+    ("at least 0 and below 2**31", lambda x: 0 <= x < 2**31, ("seed",)),
+    ("at least 0 and below 1", lambda x: 0 <= x < 1, ("proxy_tuning.dropout", *_both("training.beta1", "training.beta2", "training.ema_decay"))),
+    ("from 0 to 1", lambda x: 0 <= x <= 1, ("proxy_tuning.class_dropout",)),
+    ("more than 0 and at most 1", lambda x: 0 < x <= 1, ("evaluation.student.top_p",)),
+    ("from 1 to 25 (DreamBench's)", lambda x: 1 <= x <= 25, ("evaluation.num_prompts",)),
+)
+
+
+def validate(config: ConfigDict, stages: Sequence[str], known: Sequence[str]) -> None:
+    """Checks the stages to run, `known` being all of them in their order, and the config. Raises StageError with everything that is wrong."""
+    problems = [*_stages(config, stages, known), *_choices(config), *_ranges(config), *_texts(config)]
+    if problems:
+        raise StageError("; ".join(problems) if len(problems) == 1 else "these are wrong:\n  " + "\n  ".join(problems))
+    if not set(stages) <= set(WITHOUT_SUBJECT):
+        learners.check_subject(config)
+
+
+def validate_batches(config: ConfigDict, stages: Sequence[str], mesh: Mesh) -> None:
+    """Checks that each training batch of the stages to run can be cut over the mesh. Raises StageError."""
+    for stage in (stage for stage in TUNINGS if stage in stages):
+        fields, devices = config[stage].training, sharding.batch_multiple(mesh)
+        # With prior preservation each process fills half of its rows with class images.
+        multiple = fields.accumulation * devices
+        if stage == "subject_tuning" and config.subject_tuning.prior.weight > 0 and multiple % 2:
+            multiple *= 2
+        if fields.batch_size % multiple:
+            raise StageError(
+                f"{stage}.training.batch_size is {fields.batch_size}, which is not a multiple of {multiple}: it is cut into "
+                f"{fields.accumulation} piece(s) (accumulation) over {devices} device(s) (the mesh's data and fsdp axes)"
+                + (", and half of it are class images (prior)" if multiple > fields.accumulation * devices else "")
+                + f"; give e.g. --config.{stage}.training.batch_size={-(-fields.batch_size // multiple) * multiple}"
+            )
+
+
+def _value(config: ConfigDict, name: str) -> Any:
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def _stages(config: ConfigDict, stages: Sequence[str], known: Sequence[str]) -> list[str]:
+    if not stages:
+        return [f"no stage to run; known: {', '.join(known)}"]
+    unknown = [name for name in stages if name not in known]
+    if unknown:
+        return [
+            f"unknown stage {name!r}; did you mean {difflib.get_close_matches(name, known, 1, 0.0)[0]}? Known: {', '.join(known)}" for name in unknown
+        ]
+    if list(stages) != [name for name in known if name in stages]:
+        return [f"the stages {', '.join(stages)} are not in their order, each once: {', '.join(known)}"]
+    if "random_weights" in stages and "random_weights" not in config:
+        return ["the stage random_weights needs a config with a field random_weights, e.g. configs/smoke.py"]
+    return []
+
+
+def _choices(config: ConfigDict) -> list[str]:
+    problems = []
+    for name, choices in CHOICES.items():
+        value = _value(config, name)
+        members = value if isinstance(value, tuple | list) else (value,)
+        problems += [f"{name} is {member!r}; it can be {' or '.join(choices)}" for member in members if member not in choices]
+    if not config.evaluation.arms or len(set(config.evaluation.arms)) < len(config.evaluation.arms):
+        problems.append(f"evaluation.arms names one arm or more, each once, not {tuple(config.evaluation.arms)}")
+    return problems
+
+
+def _ranges(config: ConfigDict) -> list[str]:
+    problems = [
+        f"{name} is {_value(config, name)}; it must be {text}" for text, holds, names in RANGES for name in names if not holds(_value(config, name))
+    ]
+    prior = config.subject_tuning.prior
+    if prior.weight > 0 and prior.num_images < 1:
+        problems.append(f"subject_tuning.prior.num_images is {prior.num_images}; it must be at least 1, or prior.weight 0")
+    return problems
+
+
+def _texts(config: ConfigDict) -> list[str]:
+    templates = {"subject_tuning.prompt": config.subject_tuning.prompt, "subject_tuning.prior.prompt": config.subject_tuning.prior.prompt}
+    templates |= {"proxy_tuning.prompt": config.proxy_tuning.prompt}
+    templates |= {f"proxy_generation.prompts[{index}]": prompt for index, prompt in enumerate(config.proxy_generation.prompts)}
+    checks: dict[str, Callable[[], Any]] = {}
+    checks |= {name: lambda text=text: prompts.fill(text, "sks", "dog") for name, text in templates.items()}
+    checks |= {f"{stage}.lora.pattern": lambda stage=stage: re.compile(config[stage].lora.pattern) for stage in TUNINGS}
+    checks |= {f"{stage}.training": lambda stage=stage: optimizer.schedule(config[stage].training) for stage in TUNINGS}
+    checks["subject_tuning.weighting"] = lambda: noise.Weighting(config.subject_tuning.weighting)
+    problems = [] if config.proxy_generation.prompts else ["proxy_generation.prompts is empty"]
+    for name, check in checks.items():
+        try:
+            check()
+        except (ValueError, re.error) as error:
+            problems.append(f"{name}: {error}")
+    return problems
