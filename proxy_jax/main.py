@@ -99,7 +99,8 @@ def check_config_flags(arguments: list[str]) -> None:
     for text in arguments:
         match = re.match(r"--?(?:no)?config\.([^=\[]+)", text)
         if match and match[1] not in known:
-            near = difflib.get_close_matches(match[1], known, 3, 0.6) or [name for name in known if name.split(".")[-1] == match[1].split(".")[-1]]
+            same = [name for name in known if name.split(".")[-1] == match[1].split(".")[-1]]
+            near = list(dict.fromkeys(same + difflib.get_close_matches(match[1], known, 3, 0.6)))
             hint = f"the nearest: {', '.join(near[:3])}" if near else f"its top fields: {', '.join(config)}"
             raise CommandLineError(f"the config has no field {match[1]}; {hint}")
         if match and any(name.startswith(f"{match[1]}.") for name in known):

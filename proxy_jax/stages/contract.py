@@ -119,7 +119,7 @@ def complete(name: str, stage: ModuleType, config: ConfigDict, workdir: Path) ->
         logging.info("%s: done already, its inputs have not changed", name)
         return
     if done and resumed:
-        logging.info("%s: run again, because of its outputs %s", name, ", ".join(changed))
+        logging.info("%s: run again, because of its outputs: %s", name, ", ".join(changed))
     elif resumed:
         logging.info("%s: resumed where it was interrupted", name)
     elif previous is not None:

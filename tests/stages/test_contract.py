@@ -142,7 +142,7 @@ def test_outputs_that_are_not_as_the_stage_left_them_are_made_again(pipeline, ca
         pipeline("second")
     assert pipeline() == ["first"], "the same outputs again: second stays done"
     assert pipeline.ran == [("first", ["checkpoint", "weights"])], "made again from what was left"
-    assert "first: run again, because of its outputs weights has changed" in caplog.text
+    assert "first: run again, because of its outputs: weights has changed" in caplog.text
     assert path.read_text() == "size 1" and pipeline() == []
 
 
@@ -150,7 +150,7 @@ def test_an_output_that_is_gone_as_a_whole(pipeline, caplog):
     pipeline()
     (pipeline.workdir / "second" / "copy.txt").unlink()
     assert pipeline() == ["second"]
-    assert "second: run again, because of its outputs copy.txt is missing" in caplog.text
+    assert "second: run again, because of its outputs: copy.txt is missing" in caplog.text
 
 
 @pytest.mark.parametrize("content", ['{"inputs": {"se', "\xff\x00", "[]", '{"version": 0}', '{"inputs": {"seed": 0, "first": {"size": 1}}}'])
