@@ -103,10 +103,10 @@ class Block(nnx.Module):
     def finish(self, x: jax.Array, attended: jax.Array, rate: float = 0.0, keys: jax.Array | None = None) -> jax.Array:
         """The residual stream after attention's output and the MLP."""
         keys_attention, keys_mlp = split_keys(keys, 2)
-        x = x + dropout(self.o(rearrange(attended, "b l h d -> b l (h d)")), rate, keys_attention)
+        x = tokens(x + dropout(tokens(self.o(rearrange(attended, "b l h d -> b l (h d)"))), rate, keys_attention))
         y = self.ffn_norm(x)
         y = constrain(jax.nn.silu(self.gate(y)) * self.up(y), "batch", "length", "act_mlp")
-        return tokens(x + dropout(self.down(y), rate, keys_mlp))
+        return tokens(x + dropout(tokens(self.down(y)), rate, keys_mlp))
 
 
 class LlamaGen(nnx.Module):

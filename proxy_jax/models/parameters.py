@@ -1,10 +1,14 @@
 """A model's variables as a flat dict {"blocks.q.kernel": array}, and back: what weights, LoRA, training and checkpoints work on."""
 
 import functools
+import math
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 
@@ -54,6 +58,26 @@ def abstract(model: nnx.Module) -> nnx.Module:
     """The same model with shapes in place of arrays: a skeleton for `with_arrays` that holds no memory."""
     shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays(model).items()}
     return with_arrays(model, shapes)
+
+
+def random(make_model: Callable[[], nnx.Module], seed: int) -> nnx.Module:
+    """A model with random parameters drawn on the host: a function of the seed and each parameter's name, quick for small models.
+
+    Kernels are normal with variance 1 / fan-in, embeddings and the like normal with deviation 0.02, norms 1 and biases 0. Buffers
+    and scalars are what `make_model` makes. (Making the model itself compiles a program for every shape of parameter.)
+    """
+    skeleton, values = nnx.eval_shape(make_model), {}
+    for name, variable in variables(skeleton).items():
+        shape, kind = value(variable).shape, name.rpartition(".")[2]
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        if kind == "kernel":
+            fan_in = math.prod(size for size, axis in zip(shape[:-1], axes(variable), strict=False) if axis != "layers")
+            values[name] = rng.normal(size=shape) * fan_in**-0.5
+        elif isinstance(variable, nnx.Param) and shape:
+            values[name] = {"scale": np.ones, "bias": np.zeros}[kind](shape) if kind in ("scale", "bias") else 0.02 * rng.normal(size=shape)
+        else:
+            values[name] = jax.jit(lambda name=name: value(variables(make_model())[name]))()
+    return with_arrays(skeleton, {name: jnp.asarray(array, jnp.float32) for name, array in values.items()})
 
 
 def jit(function: Callable[..., Any], static_argnames: tuple[str, ...] = ()) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer, T5Tokenizer
 
+from proxy_jax.models import parameters
 from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from proxy_jax.models.clip import CLIP, CLIPConfig, CLIPText, CLIPTextConfig
 from proxy_jax.models.llamagen import LlamaGen, LlamaGenConfig
@@ -22,11 +23,21 @@ from proxy_jax.models.vit import ViT, ViTConfig
 from proxy_jax.models.vqgan import VQConfig, VQModel
 from proxy_jax.stages import contract, files
 from proxy_jax.weights import autoencoder_kl, clip, hub, llamagen, mmdit, t5, vit, vqgan
-from proxy_jax.weights.table import save
+from proxy_jax.weights.table import Table, save
 
 NAME = "random_weights"
 OUTPUTS = ("supervisor", "student", "metrics")
-DIFFUSERS_FILE, TRANSFORMERS_FILE = "diffusion_pytorch_model.safetensors", "model.safetensors"
+PIPELINE = {  # the parts that model_index.json lists
+    "transformer": ["diffusers", "SD3Transformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "text_encoder_3": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    "tokenizer_3": ["transformers", "T5Tokenizer"],
+}
 
 
 def clip_tokenizer(length: int) -> CLIPTokenizer:
@@ -51,63 +62,58 @@ def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes random_weights/supervisor, /student and /metrics."""
     sizes, folder = config.random_weights.to_dict(), workdir / NAME
-    rngs = nnx.Rngs(config.seed)
-    _supervisor(sizes["supervisor"], folder / "supervisor", rngs)
-    _student(sizes["student"], folder / "student", rngs)
-    _metrics(sizes["metrics"], folder / "metrics", rngs)
+    supervisor(sizes["supervisor"], folder / "supervisor", config.seed)
+    student(sizes["student"], folder / "student", config.seed)
+    metrics(sizes["metrics"], folder / "metrics", config.seed)
     return {}
 
 
-def _supervisor(sizes: Mapping[str, Any], folder: Path, rngs: nnx.Rngs) -> None:
-    def part(name, model_class, config_class, table, filename, extra):
-        config = hub.config_from(config_class, sizes[name])
-        model = model_class(config, rngs=rngs)
-        hub.save_pretrained(model, table(config), folder / name, config=sizes[name] | extra, filename=filename)
+def _model(part: tuple, sizes: Mapping[str, Any], seed: int) -> tuple[nnx.Module, Table]:
+    """A random model and its name table; part: (model class, config class, table of a config)."""
+    model_class, config_class, table = part
+    config = hub.config_from(config_class, sizes)
+    return parameters.random(lambda: model_class(config, rngs=nnx.Rngs(0)), seed), table(config)
 
-    part("transformer", SD3Transformer, SD3Config, mmdit.table, DIFFUSERS_FILE, {"_class_name": "SD3Transformer2DModel"})
-    part("vae", AutoencoderKL, AutoencoderKLConfig, autoencoder_kl.table, DIFFUSERS_FILE, {"_class_name": "AutoencoderKL"})
-    for name in ("text_encoder", "text_encoder_2"):
-        extra = {"architectures": ["CLIPTextModelWithProjection"], "model_type": "clip_text_model"}
-        part(name, CLIPText, CLIPTextConfig, clip.text_table, TRANSFORMERS_FILE, extra)
+
+def _diffusers(part: tuple, name: str, sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
+    content = dict(sizes) | {"_class_name": name}
+    hub.save_pretrained(*_model(part, sizes, seed), folder, config=content, filename="diffusion_pytorch_model.safetensors")
+
+
+def _transformers(part: tuple, name: str, model_type: str, sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
+    content = dict(sizes) | {"architectures": [name], "model_type": model_type}
+    hub.save_pretrained(*_model(part, sizes, seed), folder, config=content)
+
+
+CLIP_TEXT = CLIPText, CLIPTextConfig, clip.text_table
+T5 = T5Encoder, T5Config, t5.table
+
+
+def supervisor(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
+    """Writes an SD3 pipeline in the diffusers layout; sizes: the config.json of each of its parts."""
+    _diffusers((SD3Transformer, SD3Config, mmdit.table), "SD3Transformer2DModel", sizes["transformer"], folder / "transformer", seed)
+    _diffusers((AutoencoderKL, AutoencoderKLConfig, autoencoder_kl.table), "AutoencoderKL", sizes["vae"], folder / "vae", seed)
+    for number, name in enumerate(("text_encoder", "text_encoder_2")):
+        _transformers(CLIP_TEXT, "CLIPTextModelWithProjection", "clip_text_model", sizes[name], folder / name, seed + number)
         clip_tokenizer(sizes[name]["max_position_embeddings"]).save_pretrained(folder / name.replace("text_encoder", "tokenizer"))
-    part("text_encoder_3", T5Encoder, T5Config, t5.table, TRANSFORMERS_FILE, {"architectures": ["T5EncoderModel"], "model_type": "t5"})
+    _transformers(T5, "T5EncoderModel", "t5", sizes["text_encoder_3"], folder / "text_encoder_3", seed)
     t5_tokenizer(512).save_pretrained(folder / "tokenizer_3")
     scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
-    hub.write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    classes = {
-        "transformer": ["diffusers", "SD3Transformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
-        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-        "text_encoder_3": ["transformers", "T5EncoderModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "tokenizer_2": ["transformers", "CLIPTokenizer"],
-        "tokenizer_3": ["transformers", "T5Tokenizer"],
-    }
-    hub.write_json(folder / "model_index.json", {"_class_name": "StableDiffusion3Pipeline"} | classes)
+    files.write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    files.write_json(folder / "model_index.json", {"_class_name": "StableDiffusion3Pipeline"} | PIPELINE)
 
 
-def _student(sizes: Mapping[str, Any], folder: Path, rngs: nnx.Rngs) -> None:
-    for name, model_class, config_class, table in (
-        ("gpt", LlamaGen, LlamaGenConfig, llamagen.table),
-        ("vq", VQModel, VQConfig, vqgan.table),
-    ):
-        config = hub.config_from(config_class, sizes[name])
-        save(model_class(config, rngs=rngs), table(config), folder / f"{name}.safetensors")
+def student(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
+    """Writes LlamaGen's decoder and tokenizer, each with its sizes beside it, and the text encoder's folder."""
+    for name, part in (("gpt", (LlamaGen, LlamaGenConfig, llamagen.table)), ("vq", (VQModel, VQConfig, vqgan.table))):
+        save(*_model(part, sizes[name], seed), folder / f"{name}.safetensors")
         files.write_json(folder / f"{name}.json", sizes[name])
-    extra = {"architectures": ["T5EncoderModel"], "model_type": "t5"}
-    config = hub.config_from(T5Config, sizes["text_encoder"])
-    model = T5Encoder(config, rngs=rngs)
-    hub.save_pretrained(model, t5.table(config), folder / "text_encoder", config=sizes["text_encoder"] | extra, filename=TRANSFORMERS_FILE)
+    _transformers(T5, "T5EncoderModel", "t5", sizes["text_encoder"], folder / "text_encoder", seed + 1)
     t5_tokenizer(512).save_pretrained(folder / "text_encoder")
 
 
-def _metrics(sizes: Mapping[str, Any], folder: Path, rngs: nnx.Rngs) -> None:
-    config = hub.config_from(ViTConfig, sizes["dino"])
-    extra = {"architectures": ["ViTModel"], "model_type": "vit"}
-    hub.save_pretrained(ViT(config, rngs=rngs), vit.table(config), folder / "dino", config=sizes["dino"] | extra, filename=TRANSFORMERS_FILE)
-    config = hub.config_from(CLIPConfig, sizes["clip"])
-    extra = {"architectures": ["CLIPModel"], "model_type": "clip"}
-    hub.save_pretrained(CLIP(config, rngs=rngs), clip.table(config), folder / "clip", config=sizes["clip"] | extra, filename=TRANSFORMERS_FILE)
+def metrics(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
+    """Writes the folders of the metric encoders."""
+    _transformers((ViT, ViTConfig, vit.table), "ViTModel", "vit", sizes["dino"], folder / "dino", seed)
+    _transformers((CLIP, CLIPConfig, clip.table), "CLIPModel", "clip", sizes["clip"], folder / "clip", seed + 2)
     clip_tokenizer(sizes["clip"]["text_config"]["max_position_embeddings"]).save_pretrained(folder / "clip")

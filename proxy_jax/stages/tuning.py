@@ -148,7 +148,6 @@ def tune(
 
     model, trainable = trainable_model(learner, stage, seed)
     counts = {"trained_parameters": count(model, trainable), "all_parameters": count(model)}
-    logging.info("training %(trained_parameters)d parameters; the model has %(all_parameters)d", counts)
     model = fit(model, learner.loss, batches, config=stage.training, trainable=trainable, directory=folder, seed=seed, preview=preview)
     if stage.mode == "lora":
         lora.save(model, folder / "weights" / LORA_FILE, learner.table, prefix=learner.lora_prefix)

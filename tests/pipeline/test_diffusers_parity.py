@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors.numpy import load_file
 
 from configs import smoke
@@ -57,7 +56,7 @@ def workdir(config, tmp_path_factory) -> Path:
     pytest.importorskip("peft", reason="diffusers needs PEFT to load adapters")
     workdir = tmp_path_factory.mktemp("parity")
     sizes = config.random_weights.to_dict()["supervisor"]
-    random_weights._supervisor(sizes, workdir / random_weights.NAME / "supervisor", nnx.Rngs(config.seed))
+    random_weights.supervisor(sizes, workdir / random_weights.NAME / "supervisor", config.seed)
     return workdir
 
 

@@ -1,0 +1,112 @@
+"""Run as a program on 8 virtual devices: every model's outputs (and one gradient) with and without a mesh; prints one JSON line of largest errors.
+
+The batch has one row a device of the mesh's batch axes: the least there can be, where XLA's partitioner has gone wrong before.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from proxy_jax import sharding
+from proxy_jax.models import parameters
+from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from proxy_jax.models.clip import CLIP, CLIPConfig
+from proxy_jax.models.layers import Compute
+from proxy_jax.models.llamagen import LlamaGen, LlamaGenConfig
+from proxy_jax.models.mmdit import SD3Config, SD3Transformer
+from proxy_jax.models.t5 import T5Config, T5Encoder
+from proxy_jax.models.vit import ViT, ViTConfig
+from proxy_jax.models.vqgan import VQConfig, VQModel
+
+ROWS, COMPUTE = 4, Compute(remat="none")
+TEXT = dict(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=12)
+VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8)
+SD3 = dict(sample_size=8, num_attention_heads=4, attention_head_dim=16, joint_attention_dim=32, caption_projection_dim=64, pooled_projection_dim=32)
+SD3 |= dict(patch_size=2, in_channels=4, out_channels=4, pos_embed_max_size=8)
+
+
+def draws(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).normal(size=(ROWS, *shape)).astype(np.float32)
+
+
+def ids(length: int, top: int) -> np.ndarray:
+    return np.random.default_rng(length).integers(0, top, (ROWS, length)).astype(np.int32)
+
+
+def sd3(model, latents, text, pooled):
+    return model(latents, jnp.asarray([10.0, 200.0, 500.0, 990.0]), text, pooled)
+
+
+def llamagen(model, caption, mask, image_tokens):
+    return model.logits(model.hidden_states(caption, mask, image_tokens, grid=3))
+
+
+def gpt() -> LlamaGen:
+    config = LlamaGenConfig(dim=64, n_layer=2, n_head=4, vocab_size=64, caption_dim=32, cls_token_num=6, multiple_of=32)
+    return LlamaGen(config, compute=COMPUTE, rngs=nnx.Rngs(0))
+
+
+def cases() -> dict:
+    """name -> (make model, function of model and inputs, inputs)."""
+    t5 = T5Config(vocab_size=50, d_model=32, d_kv=8, num_heads=4, d_ff=64, num_layers=2, feed_forward_proj="gated-gelu")
+    vit = ViTConfig(**VISION, hidden_act="gelu", qkv_bias=True, layer_norm_eps=1e-12)
+    clip = CLIPConfig(projection_dim=16, text_config=TEXT | dict(hidden_act="gelu"), vision_config=VISION | dict(hidden_act="gelu"))
+    vae = AutoencoderKLConfig(block_out_channels=(16, 32), latent_channels=4, layers_per_block=1, norm_num_groups=8)
+    vq = VQConfig(ch=32, ch_mult=(1, 2), z_channels=32, codebook_size=64, codebook_embed_dim=8, num_res_blocks=1)
+    sd3_inputs, image, rngs = (draws(8, 8, 4), draws(5, 32), draws(32)), draws(16, 16, 3), lambda: nnx.Rngs(0)
+    gpt_inputs = (draws(6, 32), np.ones((ROWS, 6), bool), ids(8, 64))
+    return {
+        "sd3": (lambda: SD3Transformer(SD3Config(**SD3, num_layers=3), compute=COMPUTE, rngs=rngs()), sd3, sd3_inputs),
+        "sd35": (
+            lambda: SD3Transformer(SD3Config(**SD3, num_layers=4, qk_norm="rms_norm", dual_attention_layers=(0, 1)), compute=COMPUTE, rngs=rngs()),
+            sd3,
+            sd3_inputs,
+        ),
+        "llamagen": (gpt, llamagen, gpt_inputs),
+        "t5": (lambda: T5Encoder(t5, compute=COMPUTE, rngs=rngs()), lambda model, tokens: model(tokens), (ids(9, 50),)),
+        "vit": (lambda: ViT(vit, compute=COMPUTE, rngs=rngs()), lambda model, pixels: model(pixels), (image,)),
+        "clip": (lambda: CLIP(clip, compute=COMPUTE, rngs=rngs()), lambda m, p, t: (m.image_features(p), m.text_features(t)), (image, ids(12, 50))),
+        "vae": (lambda: AutoencoderKL(vae, compute=COMPUTE, rngs=rngs()), lambda m, x: (m.moments(x), m.decode(m.moments(x)[0])), (image,)),
+        "vq": (lambda: VQModel(vq, compute=COMPUTE, rngs=rngs()), lambda m, x: (m.latents(x), m.decode(m.encode(x))), (image,)),
+        "llamagen_gradient": (gpt, gradient(llamagen), gpt_inputs),
+        "sd3_gradient": (lambda: SD3Transformer(SD3Config(**SD3, num_layers=3), compute=COMPUTE, rngs=rngs()), gradient(sd3), sd3_inputs),
+    }
+
+
+def gradient(function):
+    """The gradient of the mean square of function's output in every parameter."""
+
+    def run(model, *inputs):
+        values = parameters.arrays(model, lambda name, variable: isinstance(variable, nnx.Param))
+        return jax.grad(lambda values: jnp.mean(jnp.square(function(parameters.with_arrays(model, values), *inputs))))(values)
+
+    return run
+
+
+def placed(model: nnx.Module, mesh) -> nnx.Module:
+    """The model with its parameters laid out as the weights engine does."""
+    values = {}
+    for name, variable in parameters.variables(model).items():
+        value = parameters.value(variable)
+        values[name] = jax.device_put(value, sharding.parameter(name, parameters.axes(variable), value.shape, value.dtype.itemsize, mesh))
+    return parameters.with_arrays(model, values)
+
+
+def main() -> None:
+    mesh, errors = sharding.make_mesh(2, 2, 2), {}
+    for name, (make, function, inputs) in cases().items():
+        model = parameters.random(make, seed=0)
+        whole = jax.tree.map(np.asarray, parameters.jit(function)(model, *inputs))
+        with sharding.use(mesh):
+            # Another function object: jit must not hand out the program traced without a mesh.
+            split = parameters.jit(lambda *arguments, function=function: function(*arguments))(placed(model, mesh), *sharding.put_batch(inputs, mesh))
+        gaps = jax.tree.map(lambda a, b: float(np.abs(a - np.asarray(b)).max() / max(1.0, np.abs(a).max())), whole, split)
+        errors[name] = max(jax.tree.leaves(gaps))
+    print(json.dumps(errors))
+
+
+if __name__ == "__main__":
+    main()

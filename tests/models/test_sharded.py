@@ -1,0 +1,36 @@
+"""Every model computes the same on a (2, 2, 2) mesh as on one device."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def errors() -> dict[str, float]:
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+    out = subprocess.run([sys.executable, "-m", "tests.models.sharded_models"], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert out.returncode == 0, out.stderr[-3000:]
+    return json.loads(out.stdout.strip().splitlines()[-1])
+
+
+NAMES = ["sd3", "sd35", "llamagen", "t5", "vit", "clip", "vae", "vq", "llamagen_gradient", "sd3_gradient"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sharded_equals_whole(errors, name):
+    assert errors[name] < 2e-5
+
+
+def test_no_model_is_left_out(errors):
+    assert sorted(errors) == sorted(NAMES)
