@@ -30,11 +30,20 @@ def losses(workdir: Path, stage: str) -> list[float]:
     return [json.loads(line)["loss"] for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
 
 
+def proxies(workdir: Path) -> list[dict]:
+    """The records of the proxy set, images as their PNG bytes, read by TFDS alone."""
+    builder = tfds.builder_from_directory(workdir / "proxy_generation" / "dataset")
+    return [dict(row) for row in builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})]
+
+
 def artefacts(workdir: Path) -> dict[str, bytes]:
     """Everything a run is for, by name: weights, losses, pictures, the proxy set and the report without its timings."""
     found = {}
-    for pattern in (f"*/{LORA}", "*/metrics.jsonl", "*/class_images/*.png", "*/previews/*.png", "*/images/**/*.png", "*/dataset/*"):
+    for pattern in (f"*/{LORA}", "*/metrics.jsonl", "*/class_images/*.png", "*/previews/*.png", "*/images/**/*.png", "*/dataset/*.json"):
         found |= {str(path.relative_to(workdir)): path.read_bytes() for path in workdir.glob(pattern)}
+    # The records, not the file that holds them: protobuf orders an example's fields differently in every process.
+    for index, row in enumerate(proxies(workdir)):
+        found |= {f"proxy {index} {name}": value if isinstance(value, bytes) else str(value).encode() for name, value in row.items()}
     return found | {"report": json.dumps(report_of(workdir) | {"timings": None}, sort_keys=True).encode()}
 
 
@@ -66,8 +75,7 @@ def test_report_scores_come_from_the_pictures_it_shows(finished):
 
 
 def test_proxies_are_a_dataset_that_tfds_opens(finished):
-    builder = tfds.builder_from_directory(finished / "proxy_generation" / "dataset")
-    rows = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
+    rows = proxies(finished)
     assert len(rows) == 16
     for index in (0, 15):
         assert rows[index]["image"] == (finished / "proxy_generation" / "images" / f"{index:05d}.png").read_bytes()
@@ -79,8 +87,8 @@ def test_training_and_drawing_did_something(finished):
         assert len(losses(finished, stage)) == 8 and np.isfinite(losses(finished, stage)).all()
         assert [path.name for path in sorted((finished / stage / "previews").iterdir())] == ["step_000004.png", "step_000008.png"]
         assert list((finished / stage / "tensorboard").glob("events.*"))
-    proxies = [np.asarray(Image.open(path)) for path in sorted((finished / "proxy_generation" / "images").iterdir())]
-    assert len({picture.tobytes() for picture in proxies}) == 16 and all(picture.std() > 5 for picture in proxies)
+    drawn = [np.asarray(Image.open(path)) for path in sorted((finished / "proxy_generation" / "images").iterdir())]
+    assert len({picture.tobytes() for picture in drawn}) == 16 and all(picture.std() > 5 for picture in drawn)
 
 
 def test_a_second_run_finds_everything_done(finished, subject_flags):
