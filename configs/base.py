@@ -77,9 +77,11 @@ def get_config() -> ConfigDict:
             prompt="a photo of {token} {class_noun}",  # diffusers
             weighting="logit_normal",  # logit_normal | none | sigma_sqrt | cosmap | mode (diffusers)
             precondition_outputs=True,  # diffusers: regress the clean latents
-            prior=ConfigDict(dict(weight=1.0, num_images=100, prompt="a photo of {class_noun}")),  # weight 0: off
+            # Prior preservation, on class images drawn once (diffusers: 100 of them, the pipeline's steps and guidance). weight 0: off
+            prior=ConfigDict(dict(weight=1.0, num_images=100, prompt="a photo of {class_noun}", steps=28, guidance_scale=7.0)),
             augment="none",  # none | paper (flip, ±5° rotation, 0.9-1.0 crop)
             augment_variants=1,  # how many augmented copies of each photo are encoded
+            encode_batch_size=8,  # of the frozen encoders, and of drawing class images
             training=training(learning_rate=4e-4, preview_every=0),
         )
     )

@@ -141,6 +141,7 @@ def get_config() -> ConfigDict:
         stage.training.log_every = 2
         stage.training.preview_every = 4
     config.subject_tuning.prior.num_images = 8
+    config.subject_tuning.prior.steps = 4
     config.proxy_generation.num_images = 16
     config.proxy_generation.steps = 4
     config.evaluation.supervisor.steps = 4

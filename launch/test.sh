@@ -6,4 +6,5 @@ source launch/environment.sh
 environment .venv-test ".[test]"
 export JAX_PLATFORMS=cpu
 .venv-test/bin/python -m ruff check .
-.venv-test/bin/python -m pytest "$@"
+# Two workers: most of the time goes into compilations, which use one core each.
+.venv-test/bin/python -m pytest --numprocesses 2 --dist loadfile "$@"

@@ -26,7 +26,8 @@ TUNED_IN = {"supervisor": "subject_tuning", "student": "proxy_tuning"}
 def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """What decides this stage's outputs: its fields, both tuned models, the proxies and the photos."""
     stages = {stage: contract.upstream(workdir, stage) for stage in _upstream_stages(config)}
-    return contract.fields(config, "seed", "compute", NAME) | {"subject": learners.subject(config, workdir).key()} | stages
+    found = contract.fields(config, "seed", "supervisor", "student", "compute", NAME)
+    return found | {"subject": learners.subject(config, workdir).key()} | stages
 
 
 def _upstream_stages(config: ConfigDict) -> list[str]:
@@ -37,8 +38,6 @@ def _upstream_stages(config: ConfigDict) -> list[str]:
 def arm(name: str, config: ConfigDict, workdir: Path) -> tuple[Learner, Callable[[], nnx.Module], dict[str, Any]]:
     """Who draws for one row of the table: the learner, a function that loads its model, and its sampling options."""
     tuned, role = not name.startswith("untuned_"), name.removeprefix("untuned_")
-    if role not in TUNED_IN:
-        raise contract.StageError(f"evaluation.arms: {name!r} is unknown; known: supervisor, student, untuned_supervisor, untuned_student")
     learner = (learners.supervisor if role == "supervisor" else learners.student)(config, workdir)
     options = config.evaluation[role].to_dict()
     if not tuned:
@@ -50,7 +49,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes evaluation/images/<arm>/*.png and report.json, report.md and report.html."""
     stage, subject, folder = config.evaluation, learners.subject(config, workdir), workdir / NAME
     templates = prompts.dreambench_prompts(subject.live)[: stage.num_prompts]
-    filled = [prompts.fill(template, subject.token, subject.class_noun) for template in templates]
+    filled = [subject.fill(template) for template in templates]
     plain = [prompts.without_token(template, subject.class_noun) for template in templates]
     wanted = [prompt for prompt in filled for _ in range(stage.images_per_prompt)]
 

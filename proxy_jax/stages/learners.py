@@ -57,6 +57,14 @@ class Subject:
         """All but the photos, as JSON."""
         return {"class_noun": self.class_noun, "token": self.token, "live": self.live}
 
+    def fill(self, template: str) -> str:
+        """A prompt of a model that has learned the token."""
+        return prompts.fill(template, self.token, self.class_noun)
+
+    def previews(self) -> list[str]:
+        """The prompts of the sample grids: DreamBench's first four."""
+        return [self.fill(template) for template in prompts.dreambench_prompts(self.live)[:4]]
+
     def key(self) -> dict[str, Any]:
         """The subject as JSON for a stage's inputs, each photo by its bytes' SHA-256: where the photos lie makes no difference."""
         return self.words() | {"photos": {photo.name: photo.sha256 for photo in self.photos}}

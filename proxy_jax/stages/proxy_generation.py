@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from proxy_jax.data import prompts, proxy_set
+from proxy_jax.data import proxy_set
 from proxy_jax.stages import contract, learners
 from proxy_jax.stages.drawing import draw_images
 from proxy_jax.stages.tuning import tuned_model
@@ -26,7 +26,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes proxy_generation/images/*.png and proxy_generation/dataset/, which plain tensorflow-datasets opens."""
     stage, subject, folder = config.proxy_generation, learners.subject(config, workdir), workdir / NAME
     learner = learners.supervisor(config, workdir)
-    templates = [prompts.fill(template, subject.token, subject.class_noun) for template in stage.prompts]
+    templates = [subject.fill(template) for template in stage.prompts]
     wanted = [templates[index % len(templates)] for index in range(stage.num_images)]
     paths = draw_images(
         learner,

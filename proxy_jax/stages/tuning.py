@@ -22,7 +22,6 @@ from proxy_jax.data import images, loader
 from proxy_jax.models import parameters
 from proxy_jax.models.layers import Compute
 from proxy_jax.stages import files
-from proxy_jax.stages.contract import StageError
 from proxy_jax.training import lora
 from proxy_jax.training.loop import fit
 from proxy_jax.weights.table import Table
@@ -37,6 +36,10 @@ class Learner(Protocol):
     crop: str  # a key of CROPS
     compute: Compute
     lora_prefix: str  # before every module name in an adapter file
+
+    @property
+    def base(self) -> Path:
+        """The file or folder of the trained model's base weights."""
 
     @property
     def table(self) -> Table:
@@ -67,6 +70,11 @@ class Learner(Protocol):
 def encoders_key(learner: Learner) -> dict[str, Any]:
     """A learner's frozen encoders as JSON: the fingerprints of their files, and their settings."""
     return {name: disk.fingerprint(value) if isinstance(value, Path) else value for name, value in learner.encoders().items()}
+
+
+def checkpoint_key(learner: Learner) -> dict[str, Any]:
+    """All of a learner's checkpoint as JSON, the trained part included: what a stage's inputs say of it."""
+    return encoders_key(learner) | {"base": disk.fingerprint(learner.base)}
 
 
 def encode_prompts(learner: Learner, prompts: Sequence[str], cache: Path) -> dict[str, np.ndarray]:
@@ -107,8 +115,6 @@ def squares(learner: Learner, pictures: Sequence[Image.Image], stage: ConfigDict
     crop = CROPS[learner.crop]
     if stage.augment == "none":
         return np.stack([crop(picture, learner.resolution) for picture in pictures])
-    if stage.augment != "paper":
-        raise StageError(f"augment is 'none' or 'paper', not {stage.augment!r}")
     rng = np.random.default_rng(seed)
     return np.stack([crop(images.augment(picture, rng), learner.resolution) for picture in pictures for _ in range(stage.augment_variants)])
 
@@ -163,8 +169,6 @@ def count(model: nnx.Module, keep: Callable[[str, nnx.Variable], bool] = lambda 
 
 def trainable_model(learner: Learner, stage: ConfigDict, seed: int) -> tuple[nnx.Module, Callable[[str, nnx.Variable], bool]]:
     """The learner's model ready for `fit`: with adapters on a base in the compute dtype, or whole in float32; and what trains."""
-    if stage.mode not in ("lora", "full"):
-        raise StageError(f"mode is 'lora' or 'full', not {stage.mode!r}")
     if stage.mode == "full":
         return learner.load_model(lambda name: jnp.float32), lora.is_parameter
     model = learner.load_model(lambda name: learner.compute.dtype)
@@ -186,16 +190,18 @@ def tuned_model(learner: Learner, stage: ConfigDict, folder: Path) -> nnx.Module
     return model
 
 
-def preview_grid(
-    learner: Learner, prompts: Sequence[str], folder: Path, *, seed: int, options: Mapping[str, Any], cache: Path
-) -> Callable[[nnx.Module, int], None]:
-    """A function that draws one picture a prompt at fixed seeds and saves them side by side as folder/step_000100.png."""
+def previews(
+    learner: Learner, prompts: Sequence[str], stage: ConfigDict, folder: Path, *, seed: int, options: Mapping[str, Any], cache: Path
+) -> Callable[[nnx.Module, int], None] | None:
+    """A function that draws one picture a prompt at fixed seeds, side by side, as folder/previews/step_000100.png; None if the stage wants none."""
+    if not stage.training.preview_every:
+        return None
     text = encode_prompts(learner, [*prompts, ""], cache)
     rows = {name: values[:-1] for name, values in text.items()}
     unconditional = {name: values[-1:] for name, values in text.items()}
 
     def preview(model: nnx.Module, step: int) -> None:
         pictures = learner.draw(model, rows, unconditional, seed, np.arange(len(prompts)), options)
-        files.save_picture(folder / f"step_{step:06d}.png", images.grid(list(pictures), columns=len(prompts)))
+        files.save_picture(folder / "previews" / f"step_{step:06d}.png", images.grid(list(pictures), columns=len(prompts)))
 
     return preview

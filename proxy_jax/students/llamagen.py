@@ -134,6 +134,11 @@ class LlamaGenStudent:
         return hub.llamagen_config(open_tensors(self.gpt), self.gpt)
 
     @property
+    def base(self) -> Path:
+        """The decoder's weight file."""
+        return self.gpt
+
+    @property
     def table(self) -> Table:
         return weights.table(self.config)
 
@@ -170,7 +175,7 @@ class LlamaGenStudent:
 
     def load_model(self, dtype_of: Callable[[str], Any], tuned: Path | None = None) -> LlamaGen:
         """The decoder to tune or draw from; tuned: a folder that `save_model` wrote, in place of the base weights."""
-        file = self.gpt if tuned is None else tuned / "gpt.safetensors"
+        file = self.base if tuned is None else tuned / "gpt.safetensors"
         return load(
             lambda: LlamaGen(self.config, compute=self.compute, rngs=nnx.Rngs(0)), self.table, open_tensors(file), dtype_of=dtype_of, source=str(file)
         )

@@ -101,12 +101,17 @@ class SD3Supervisor:
     @functools.cached_property
     def config(self) -> SD3Config:
         """The denoiser's sizes."""
-        return hub.config_from(SD3Config, self.folder / "transformer" / "config.json")
+        return hub.config_from(SD3Config, self.base / "config.json")
 
     @functools.cached_property
     def shift(self) -> float:
         """The scheduler's timestep shift."""
         return float(hub.read_json(self.folder / "scheduler" / "scheduler_config.json")["shift"])
+
+    @property
+    def base(self) -> Path:
+        """The denoiser's folder."""
+        return self.folder / "transformer"
 
     @property
     def table(self) -> Table:
@@ -169,12 +174,12 @@ class SD3Supervisor:
 
     def load_model(self, dtype_of: Callable[[str], Any], tuned: Path | None = None) -> SD3Transformer:
         """The denoiser to tune or draw from; tuned: a folder that `save_model` wrote, in place of the base weights."""
-        folder = self.folder / "transformer" if tuned is None else tuned / "transformer"
+        folder = self.base if tuned is None else tuned / "transformer"
         return hub.load_pretrained(folder, SD3Transformer, SD3Config, mmdit.table, compute=self.compute, dtype_of=dtype_of)
 
     def save_model(self, model: SD3Transformer, folder: Path) -> None:
         """Writes the whole denoiser as a diffusers `transformer` folder."""
-        config = hub.read_json(self.folder / "transformer" / "config.json")
+        config = hub.read_json(self.base / "config.json")
         hub.save_pretrained(model, self.table, folder / "transformer", config=config, filename="diffusion_pytorch_model.safetensors")
 
     def loss(self, model: SD3Transformer, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:

@@ -125,3 +125,16 @@ def test_dropout_changes_the_states_only_with_a_key(model, captions):
     assert np.abs(dropped[0] - dropped[2]).max() > 0.1 and np.abs(dropped[0] - plain).max() > 0.1
     alone = model.hidden_states(caption[1:2], mask[1:2], tokens[1:2], grid=GRID, dropout_rate=0.5, keys=jax.random.split(jax.random.key(0), 3)[1:2])
     np.testing.assert_allclose(alone[0], dropped[0][1], atol=1e-5)
+
+
+def test_another_prompt_of_the_same_batch_size_compiles_nothing(model, captions):
+    caption, mask = captions
+    sampling = Sampling(guidance_scale=3.0, top_k=10)
+    draw(model, caption, mask, jnp.arange(3), sampling=sampling)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None)
+    tokens, _ = draw(model, caption[::-1].copy(), mask[::-1].copy(), jnp.asarray([3, 4, 5]), sampling=sampling)
+    jax.block_until_ready(tokens)
+    assert compiled == []
+    jax.block_until_ready(draw(model, caption[:2], mask[:2], jnp.arange(2), sampling=sampling))
+    assert compiled, "a new batch size must compile: the listener hears nothing"
