@@ -37,6 +37,6 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.7.2,<0.12"],
         "cuda": ["jax[cuda12]>=0.7.2,<0.12"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "torch==2.13.0", "peft>=0.18", "accelerate>=1"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "torch==2.13.0", "peft>=0.18", "accelerate>=1", "beautifulsoup4>=4.12"],
     },
 )
