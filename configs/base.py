@@ -33,6 +33,43 @@ def training(**changes) -> ConfigDict:
     return config
 
 
+def subject_tuning() -> ConfigDict:
+    """Stage 1. The LoRA goes on the joint attention's projections (diffusers); its rank is ours."""
+    return ConfigDict(
+        dict(
+            mode="lora",  # lora | full
+            lora=ConfigDict(dict(rank=16, alpha=16.0, pattern=r"(blocks|dual_blocks|last_block)\.attention\.(img|txt)_(q|k|v|o)")),
+            prompt="a photo of {token} {class_noun}",  # diffusers
+            weighting="logit_normal",  # logit_normal | none | sigma_sqrt | cosmap | mode (diffusers)
+            precondition_outputs=True,  # diffusers: regress the clean latents
+            # Prior preservation, on class images drawn once (diffusers: 100 of them, the pipeline's steps and guidance). weight 0: off
+            prior=ConfigDict(dict(weight=1.0, num_images=100, prompt="a photo of {class_noun}", steps=28, guidance_scale=7.0)),
+            augment="none",  # none | paper (flip, ±5° rotation, 0.9-1.0 crop)
+            augment_variants=1,  # how many augmented copies of each photo are encoded
+            encode_batch_size=8,  # of the frozen encoders, and of drawing class images
+            training=training(learning_rate=4e-4, preview_every=0),
+        )
+    )
+
+
+def proxy_tuning() -> ConfigDict:
+    """Stage 3. The LoRA goes on every projection of the decoder; it and its rank are ours."""
+    return ConfigDict(
+        dict(
+            source="proxies",  # proxies | photos: the paper's direct-tuning baseline
+            mode="lora",
+            lora=ConfigDict(dict(rank=16, alpha=16.0, pattern=r"blocks\.(q|k|v|o|gate|up|down)")),
+            prompt="a photo of {token} {class_noun}",  # of photos; proxies carry their own
+            augment="none",
+            augment_variants=1,
+            class_dropout=0.1,  # LlamaGen
+            dropout=0.0,  # LlamaGen pre-trains with 0.1; ours for adapters
+            encode_batch_size=8,
+            training=training(steps=1000, beta2=0.95, weight_decay=0.05),  # LlamaGen's AdamW, our steps
+        )
+    )
+
+
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
@@ -69,23 +106,7 @@ def get_config() -> ConfigDict:
         )
     )
 
-    lora = ConfigDict(dict(rank=16, alpha=16.0, pattern=""))
-    config.subject_tuning = ConfigDict(
-        dict(
-            mode="lora",  # lora | full
-            lora=lora.copy_and_resolve_references(),
-            prompt="a photo of {token} {class_noun}",  # diffusers
-            weighting="logit_normal",  # logit_normal | none | sigma_sqrt | cosmap | mode (diffusers)
-            precondition_outputs=True,  # diffusers: regress the clean latents
-            # Prior preservation, on class images drawn once (diffusers: 100 of them, the pipeline's steps and guidance). weight 0: off
-            prior=ConfigDict(dict(weight=1.0, num_images=100, prompt="a photo of {class_noun}", steps=28, guidance_scale=7.0)),
-            augment="none",  # none | paper (flip, ±5° rotation, 0.9-1.0 crop)
-            augment_variants=1,  # how many augmented copies of each photo are encoded
-            encode_batch_size=8,  # of the frozen encoders, and of drawing class images
-            training=training(learning_rate=4e-4, preview_every=0),
-        )
-    )
-    config.subject_tuning.lora.pattern = r"(blocks|dual_blocks|last_block)\.attention\.(img|txt)_(q|k|v|o)"
+    config.subject_tuning = subject_tuning()
     config.proxy_generation = ConfigDict(
         dict(
             num_images=1000,  # the paper, second hand
@@ -95,21 +116,7 @@ def get_config() -> ConfigDict:
             guidance_scale=7.0,
         )
     )
-    config.proxy_tuning = ConfigDict(
-        dict(
-            source="proxies",  # proxies | photos: the paper's direct-tuning baseline
-            mode="lora",
-            lora=lora.copy_and_resolve_references(),
-            prompt="a photo of {token} {class_noun}",  # of photos; proxies carry their own
-            augment="none",
-            augment_variants=1,
-            class_dropout=0.1,  # LlamaGen
-            dropout=0.0,  # LlamaGen pre-trains with 0.1; ours for adapters
-            encode_batch_size=8,
-            training=training(steps=1000, beta2=0.95, weight_decay=0.05),  # LlamaGen's AdamW, our steps
-        )
-    )
-    config.proxy_tuning.lora.pattern = r"blocks\.(q|k|v|o|gate|up|down)"
+    config.proxy_tuning = proxy_tuning()
     config.evaluation = ConfigDict(
         dict(
             arms=("supervisor", "student"),  # also: untuned_supervisor, untuned_student
