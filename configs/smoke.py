@@ -3,7 +3,7 @@
     python -m proxy_jax.main --config configs/smoke.py --workdir runs/smoke
 
 Hardware: 2 CPU cores, under 3 minutes. Expected result: runs/smoke/evaluation/report.html; no score in it means anything.
-The photos are DreamBench's dog where that set lies beside the checkout, else give --config.subject.photos=FOLDER.
+The photos are DreamBench's dog where that set lies beside the checkout, else the three drawings in configs/smoke_photos.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 
+DRAWINGS = Path(__file__).resolve().parent / "smoke_photos"
 DREAMBENCH_DOG = Path(__file__).resolve().parents[2] / "shared" / "dreambench" / "dog"
 
 CLIP_TEXT = dict(
@@ -116,9 +117,9 @@ def get_config() -> ConfigDict:
     with config.unlocked():
         config.random_weights = weights()
     config.stages = ("random_weights", *config.stages)
-    config.subject.photos = str(DREAMBENCH_DOG) if DREAMBENCH_DOG.is_dir() else ""
-    config.subject.class_noun = "dog"
-    config.subject.live = True
+    config.subject.live = DREAMBENCH_DOG.is_dir()
+    config.subject.photos = str(DREAMBENCH_DOG if config.subject.live else DRAWINGS)
+    config.subject.class_noun = "dog" if config.subject.live else "toy"
     config.compute.dtype = "float32"
     config.compute.remat = "none"
 

@@ -6,5 +6,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 environment .venv "."
-export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 .venv/bin/python -m proxy_jax.main --config "${CONFIG:-configs/smoke.py}" --workdir "${WORKDIR:-runs/local}" "$@"

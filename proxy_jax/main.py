@@ -35,6 +35,7 @@ from proxy_jax.data.dreambench import DreambenchError
 from proxy_jax.data.photos import PhotosError
 from proxy_jax.data.proxy_set import ProxySetError
 from proxy_jax.metrics.encoders import EncoderError
+from proxy_jax.metrics.report import ReportError
 from proxy_jax.stages import contract, evaluation, proxy_generation, proxy_tuning, random_weights, subject_tuning, validation
 from proxy_jax.training.checkpoint import ResumeError
 from proxy_jax.training.loop import NonFiniteError
@@ -45,6 +46,7 @@ STAGES = {stage.NAME: stage for stage in (random_weights, subject_tuning, proxy_
 # What a user can mend: shown as a paragraph. Everything else is a bug and keeps its traceback.
 EXPLAINED = (
     *(contract.StageError, PhotosError, DreambenchError, CheckpointError, WeightsError, ProxySetError, EncoderError),
+    ReportError,
     *(NonFiniteError, ResumeError, sharding.ShardingError),
 )
 
@@ -135,6 +137,8 @@ def run(config: ConfigDict, workdir: Path, stages: list[str] | tuple[str, ...]) 
     Raises one of EXPLAINED for what the user can mend; of that, all that the config shows before any stage runs.
     """
     validation.validate(config, stages, tuple(STAGES))
+    if jax.process_count() > 1:
+        raise contract.StageError(f"{jax.process_count()} processes: stages write the same files from each; one process drives all its devices")
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     validation.validate_batches(config, stages, mesh)
     logging.info("%d %s device(s), mesh %s", len(jax.devices()), jax.default_backend(), dict(mesh.shape))

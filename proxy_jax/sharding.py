@@ -118,13 +118,17 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def parameter(name: str, axes: Sequence[str | None], shape: Sequence[int], itemsize: int, mesh: Mesh) -> NamedSharding:
-    """The sharding of one parameter. Raises ShardingError if it is over 1 MiB and a mesh that could split it does not."""
-    partition = spec(axes, shape, mesh)
-    splits = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    """The sharding of one parameter.
+
+    Raises ShardingError if it is over 1 MiB and every device would hold it whole, though the rules split one of its axes over a
+    mesh axis of more than one device.
+    """
+    layout = NamedSharding(mesh, spec(axes, shape, mesh))
+    meant = any(mesh.shape[target] > 1 for axis in axes for target in _mesh_axes(axis))
     size = math.prod(shape) * itemsize
-    if splits > 1 and size > REPLICATED_LIMIT_BYTES and all(part is None for part in partition):
-        raise ShardingError(f"{name} {tuple(shape)} ({size / 2**20:.1f} MiB) with axes {tuple(axes)} would be replicated on {mesh.shape}")
-    return NamedSharding(mesh, partition)
+    if meant and size > REPLICATED_LIMIT_BYTES and layout.is_fully_replicated:
+        raise ShardingError(f"{name} {tuple(shape)} ({size / 2**20:.1f} MiB) with axes {tuple(axes)} would be replicated on {dict(mesh.shape)}")
+    return layout
 
 
 def batch(mesh: Mesh) -> NamedSharding:
@@ -135,6 +139,12 @@ def batch(mesh: Mesh) -> NamedSharding:
 def batch_multiple(mesh: Mesh) -> int:
     """Batches must be a multiple of this many examples."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def padded(rows: int) -> int:
+    """The least number of rows, at least `rows`, that the mesh in use can split."""
+    multiple = 1 if _mesh is None else batch_multiple(_mesh)
+    return -(-rows // multiple) * multiple
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

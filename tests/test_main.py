@@ -141,7 +141,7 @@ def test_a_wrong_command_line_is_explained(command, arguments, text, tmp_path):
         (["evaluation.arms=student", "evaluation.arms=student"], "evaluation.arms names one arm or more, each once"),
         (["supervisor.family=sdxxl"], "supervisor.family is 'sdxxl'; it can be sd3"),
         (["student.family=gpt4"], "student.family is 'gpt4'; it can be llamagen"),
-        (["compute.dtype=int8"], "compute.dtype is 'int8'; it can be bfloat16 or float16 or float32"),
+        (["compute.dtype=int8"], "compute.dtype is 'int8'; it can be bfloat16 or float32"),
         (["evaluation.images_per_prompt=0"], "evaluation.images_per_prompt is 0; it must be at least 1"),
         (["evaluation.num_prompts=26"], "evaluation.num_prompts is 26; it must be from 1 to 25"),
         (["proxy_tuning.training.learning_rate=-0.1"], "proxy_tuning.training.learning_rate is -0.1; it must be more than 0"),
@@ -211,7 +211,10 @@ def test_a_checkpoint_that_does_not_fit_is_named_tensor_by_tensor(command, stage
     (tmp_path / "gpt.json").write_text(smoke_json("gpt"))
     save_file({"tok_embeddings.weight": np.zeros((3, 64), np.float32), "surplus": np.zeros(1, np.float32)}, tmp_path / "gpt.safetensors")
     stage(lambda config, workdir: learners.student(config, workdir).load_model(lambda name: np.float32))
-    places = [f"--config.student.{name}={tmp_path / 'gpt.safetensors'}" for name in ("gpt", "vq", "text_encoder")]
+    (tmp_path / "vq.json").write_text(smoke_json("vq"))
+    save_file({"x": np.zeros(1, np.float32)}, tmp_path / "vq.safetensors")
+    files = {"gpt": "gpt.safetensors", "vq": "vq.safetensors", "text_encoder": "gpt.safetensors"}
+    places = [f"--config.student.{name}={tmp_path / file}" for name, file in files.items()]
     text = said(command, f"--config={SMOKE}", "--workdir=run", *SUBJECT, "--stages=subject_tuning", *places)
     assert "gpt.safetensors does not match LlamaGen:" in text
     assert "shape of tok_embeddings.weight: (3, 64) in the file, (256, 64) in the model" in text and "unused: surplus (1,)" in text

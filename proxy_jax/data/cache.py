@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 HASHED_LIMIT_BYTES = 64 << 20
+SAMPLES, SAMPLE_BYTES = 64, 64 << 10
 
 
 def canonical(key: Any) -> str:
@@ -30,18 +31,23 @@ def digest(key: Any) -> str:
 def fingerprint(path: Path) -> str:
     """A hex digest that changes when a file, or any file of a folder (by relative name; hidden ones left out), changes.
 
-    Files up to 64 MiB are hashed whole. Larger ones (weights) by name, size and modification time only: a copy with another
-    time counts as another file, and a change that keeps size and time is not seen. Links are followed.
+    Files up to 64 MiB are hashed whole. Larger ones (weights) by size and 64 samples of 64 KiB, the first and last bytes among
+    them, and not by time: a copy counts as the same file, and a change between the samples is not seen. Links are followed.
     Raises FileNotFoundError.
     """
     path = Path(path)
     if path.is_dir():
         files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
         return digest({name: fingerprint(file) for name, file in files.items() if not any(part.startswith(".") for part in name.split("/"))})
-    stat = path.stat()
-    if stat.st_size > HASHED_LIMIT_BYTES:
-        return digest([path.name, stat.st_size, stat.st_mtime_ns])
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    size = path.stat().st_size
+    if size <= HASHED_LIMIT_BYTES:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    result = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for i in range(SAMPLES):
+            file.seek(max(0, i * (size - SAMPLE_BYTES) // (SAMPLES - 1)))
+            result.update(file.read(SAMPLE_BYTES))
+    return result.hexdigest()
 
 
 def _stamp(key: str, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:

@@ -59,7 +59,7 @@ def write(folder: Path, records: Iterable[Mapping[str, Any]], metadata: Mapping[
     """Writes `records` as the proxy set `folder`, replacing what was there; it appears whole or not at all.
 
     A record holds image (uint8 [height, width, 3], or PNG bytes), prompt (str), seed and index (int), supervisor and
-    config_hash (str). metadata: JSON-able facts about the set (versions, checkpoint, sampler). The same records give the same bytes.
+    config_hash (str). metadata: JSON-able facts about the set (versions, checkpoint, sampler).
     In a run of several processes one of them writes.
     Raises ProxySetError for other fields or no records.
     """

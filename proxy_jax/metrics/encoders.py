@@ -134,9 +134,7 @@ class MetricEncoders:
         *,
         batch_size: int = 16,
     ):
-        mesh = sharding.current()
-        multiple = sharding.batch_multiple(mesh) if mesh is not None else 1
-        self.batch_size = -(-batch_size // multiple) * multiple
+        self.batch_size = sharding.padded(batch_size)
         self.preprocessing, self.tokenizer = dict(preprocessing), tokenizer
         self.max_length = clip.config.text_config.max_position_embeddings
         self._dino = _compiled(dino, lambda model, pixels: model(pixels)[:, 0])
@@ -206,7 +204,8 @@ def _compiled(model: nnx.Module, method: Callable[..., jax.Array]) -> Callable[.
     mesh = sharding.current()
 
     def apply(state: nnx.State, *inputs: jax.Array) -> jax.Array:
-        return method(nnx.merge(graph, state), *inputs).astype(np.float32)
+        with jax.default_matmul_precision("highest"):  # accelerators round float32 products otherwise, and scores move
+            return method(nnx.merge(graph, state), *inputs).astype(np.float32)
 
     if mesh is None:
         run = jax.jit(apply)

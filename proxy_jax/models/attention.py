@@ -20,7 +20,8 @@ def attention(
     broadcast to [batch, heads, q_length, k_length]; scale is head_dim**-0.5 by default. Returns q's shape and dtype.
     """
     device = jax.devices()[0]
-    capability = float(device.compute_capability) if device.platform == "gpu" else 0.0
+    nvidia = device.platform == "gpu" and "cuda" in device.client.platform_version
+    capability = float(device.compute_capability) if nvidia else 0.0
     implementation = "cudnn" if fits_cudnn(q, k, masked=mask is not None, biased=bias is not None, capability=capability) else "xla"
     return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, is_causal=causal, scale=scale, implementation=implementation)
 

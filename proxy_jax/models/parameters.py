@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from proxy_jax import sharding
+
 
 def name_of(path: tuple) -> str:
     """The dotted name of an nnx path: ("blocks", "q", "kernel") -> "blocks.q.kernel"."""
@@ -81,14 +83,18 @@ def random(make_model: Callable[[], nnx.Module], seed: int) -> nnx.Module:
 
 
 def jit(function: Callable[..., Any], static_argnames: tuple[str, ...] = ()) -> Callable[..., Any]:
-    """jax.jit for function(model, *args, **kwargs): the model's arrays are arguments, so tuning them compiles nothing anew."""
+    """jax.jit for function(model, *args, **kwargs): the model's arrays are arguments, so tuning them compiles nothing anew.
 
-    @functools.partial(jax.jit, static_argnums=0, static_argnames=static_argnames)
-    def run(graph, state, *args, **kwargs):
+    Each mesh in use has a program of its own, since layouts are part of it.
+    """
+
+    @functools.partial(jax.jit, static_argnums=(0, 1), static_argnames=static_argnames)
+    def run(graph, mesh, state, *args, **kwargs):
         return function(nnx.merge(graph, state), *args, **kwargs)
 
     @functools.wraps(function)
     def call(model: nnx.Module, *args, **kwargs):
-        return run(*nnx.split(model), *args, **kwargs)
+        graph, state = nnx.split(model)
+        return run(graph, sharding.current(), state, *args, **kwargs)
 
     return call

@@ -24,8 +24,14 @@ from ml_collections import ConfigDict
 from proxy_jax.data import cache
 from proxy_jax.stages.files import read_json, write_json
 
-# Fields that say how often to look or save, not what to compute: a finished stage stays finished when they change.
-WITHOUT_EFFECT = ("checkpoint_every", "keep_checkpoints", "log_every", "preview_every")
+# Fields that say how often to look or save and how much to do at once, not what to compute: a finished stage stays finished when
+# they change (to rounding).
+WITHOUT_EFFECT = (
+    *(f"{stage}.training.{name}" for stage in ("subject_tuning", "proxy_tuning") for name in ("checkpoint_every", "keep_checkpoints")),
+    *(f"{stage}.training.{name}" for stage in ("subject_tuning", "proxy_tuning") for name in ("log_every", "preview_every")),
+    *("subject_tuning.encode_batch_size", "proxy_tuning.encode_batch_size", "proxy_generation.batch_size", "evaluation.batch_size"),
+    *("compute.remat", "compute.unroll"),
+)
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 
@@ -36,12 +42,12 @@ class StageError(RuntimeError):
 def fields(config: ConfigDict, *names: str) -> dict[str, Any]:
     """The named parts of a config as JSON, for a stage's `inputs`, without the fields that change no result."""
 
-    def plain(value: Any) -> Any:
+    def plain(name: str, value: Any) -> Any:
         if isinstance(value, ConfigDict | Mapping):
-            return {key: plain(item) for key, item in sorted(value.items()) if key not in WITHOUT_EFFECT}
-        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+            return {key: plain(f"{name}.{key}", item) for key, item in sorted(value.items()) if f"{name}.{key}" not in WITHOUT_EFFECT}
+        return [plain(name, item) for item in value] if isinstance(value, tuple | list) else value
 
-    return {name: plain(config[name]) for name in names}
+    return {name: plain(name, config[name]) for name in names}
 
 
 def _record(path: Path, *keys: str) -> dict[str, Any] | None:
@@ -62,15 +68,15 @@ def _done(folder: Path) -> dict[str, Any] | None:
 
 
 def digests(folder: Path, outputs: Sequence[str]) -> dict[str, str | None]:
-    """A digest of each output in a stage's folder; None: it is missing. Files over 64 MiB count by size, so that a copied run stays done."""
+    """A digest of each output in a stage's folder; None: it is missing."""
     return {name: _digest(folder / name) if (folder / name).exists() else None for name in outputs}
 
 
 def _digest(path: Path) -> str:
     if path.is_dir():
         return cache.digest({entry.name: _digest(entry) for entry in path.iterdir() if not entry.name.startswith(".")})
-    size = path.stat().st_size
-    return cache.digest(size) if size > cache.HASHED_LIMIT_BYTES else cache.fingerprint(path)
+    # The same records make other array_record bytes in every process (protobuf's order of fields): their size has to do.
+    return cache.digest(path.stat().st_size) if ".array_record" in path.name else cache.fingerprint(path)
 
 
 def _changed_outputs(folder: Path, done: dict[str, Any]) -> list[str]:
@@ -141,14 +147,24 @@ def complete(name: str, stage: ModuleType, config: ConfigDict, workdir: Path) ->
 
 
 def _discard(folder: Path) -> None:
-    """Removes what an earlier run of a stage left. It is renamed first: half of it, after a kill, must not pass for a run to resume."""
-    discarded = folder.with_name(f".{folder.name}.discarded")
+    """Puts away what an earlier run of a stage left: a finished one as <stage>.previous, in place of an older one; else it is removed.
+
+    It is renamed first: half of it, after a kill, must not pass for a run to resume.
+    """
+    discarded, previous = folder.with_name(f".{folder.name}.discarded"), folder.with_name(f"{folder.name}.previous")
     if discarded.exists():
+        shutil.rmtree(discarded)
+    finished = (folder / "DONE.json").exists()
+    if finished and previous.exists():
+        previous.rename(discarded)
         shutil.rmtree(discarded)
     foreign = [] if not folder.exists() else sorted(path.name for path in folder.iterdir() if path.suffix != ".partial")
     if foreign and "STARTED.json" not in foreign and "DONE.json" not in foreign:
         raise StageError(f"{folder} holds files that no stage wrote ({', '.join(foreign[:5])}); move them away or choose another --workdir")
-    if folder.exists():
+    if finished:
+        folder.rename(previous)
+        logging.info("%s: the finished run is kept as %s", folder.name, previous)
+    elif folder.exists():
         folder.rename(discarded)
         shutil.rmtree(discarded)
 

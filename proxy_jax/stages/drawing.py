@@ -32,9 +32,7 @@ def draw_images(
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{index:05d}.png" for index in range(len(prompts))]
-    mesh = sharding.current()
-    multiple = sharding.batch_multiple(mesh) if mesh is not None else 1
-    batch_size = -(-batch_size // multiple) * multiple
+    batch_size = sharding.padded(batch_size)
     starts = [i for i in range(0, len(paths), batch_size) if not all(path.is_file() for path in paths[i : i + batch_size])]
     if not starts:
         return paths

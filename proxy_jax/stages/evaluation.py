@@ -9,13 +9,13 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from proxy_jax.data import prompts, proxy_set
+from proxy_jax.data import cache, prompts, proxy_set
 from proxy_jax.metrics import report, scores
 from proxy_jax.metrics.encoders import MetricEncoders
 from proxy_jax.models.layers import Compute
 from proxy_jax.stages import contract, files, learners
 from proxy_jax.stages.drawing import draw_images
-from proxy_jax.stages.tuning import Learner, tuned_model
+from proxy_jax.stages.tuning import Learner, checkpoint_key, tuned_model
 
 NAME = "evaluation"
 OUTPUTS = ("report.json", "report.md", "report.html")
@@ -26,8 +26,11 @@ TUNED_IN = {"supervisor": "subject_tuning", "student": "proxy_tuning"}
 def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """What decides this stage's outputs: its fields, both tuned models, the proxies and the photos."""
     stages = {stage: contract.upstream(workdir, stage) for stage in _upstream_stages(config)}
-    found = contract.fields(config, "seed", "supervisor", "student", "compute", NAME)
-    return found | {"subject": learners.subject(config, workdir).key()} | stages
+    found = contract.fields(config, "seed", "supervisor", "student", "compute", NAME) | {"subject": learners.subject(config, workdir).key()}
+    locate = learners.locate(workdir)
+    found |= {name: cache.fingerprint(locate(config.evaluation[name])) for name in ("dino", "clip")}
+    bases = {name: checkpoint_key(arm(name, config, workdir)[0]) for name in config.evaluation.arms if name not in TUNED_IN}
+    return found | bases | stages
 
 
 def _upstream_stages(config: ConfigDict) -> list[str]:
@@ -116,7 +119,7 @@ def _report(
     photo_paths = [pictures / f"{index:02d}.png" for index in range(len(photos))]
     proxies = proxy_set.read(workdir / "proxy_generation" / "dataset").prompts() if "proxy_generation" in _upstream_stages(config) else []
     proxy_paths = [workdir / "proxy_generation" / "images" / f"{index:05d}.png" for index in range(len(proxies))]
-    done = {stage: files.read_json(workdir / stage / "DONE.json") for stage in STAGES_BEFORE}
+    done = {stage: files.read_json(workdir / stage / "DONE.json") for stage in STAGES_BEFORE if stage in _upstream_stages(config)}
     source = {"proxies": "proxies", "photos": "photos"}[config.proxy_tuning.source]
     return report.Report(
         title=f"Proxy-Tuning: {subject.token} {subject.class_noun}",
@@ -126,8 +129,8 @@ def _report(
         samples=samples,
         rows=[{"arm": name, "label": LABELS[name].format(source=source), "scores": row.to_dict()} for name, row in rows.items()],
         ceiling=ceiling.to_dict(),
-        curves=[_curve(stage, workdir) for stage in ("subject_tuning", "proxy_tuning") if done[stage]],
-        timings=[{"stage": stage, "seconds": content["seconds"]} for stage, content in done.items() if content],
+        curves=[_curve(stage, workdir) for stage in ("subject_tuning", "proxy_tuning") if stage in done],
+        timings=[{"stage": stage, "seconds": content["seconds"]} for stage, content in done.items()],
         config=contract.fields(config, *sorted(config.keys())),
         versions=contract.versions(),
         notes=notes,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from absl import logging
 from ml_collections import ConfigDict
 
 from proxy_jax import students, supervisors
@@ -99,6 +100,8 @@ def subject(config: ConfigDict, workdir: Path) -> Subject:
         return Path(name.replace("{workdir}", str(workdir))).expanduser()
 
     if not fields.dreambench:
+        if fields.class_noun in prompts.LIVE_CLASSES and not fields.live:
+            logging.warning("a %s gets DreamBench's prompts for objects; --config.subject.live=True chooses those for pets", fields.class_noun)
         return Subject(tuple(photos.load_photos(path(fields.photos))), fields.class_noun, fields.token, fields.live)
     source, name = path(fields.dreambench).parent, path(fields.dreambench).name
     pictures = dreambench.photos(dreambench.prepare(source, workdir / "cache" / "dreambench"), name)

@@ -13,7 +13,7 @@ from proxy_jax.stages.drawing import draw_images
 from proxy_jax.stages.tuning import tuned_model
 
 NAME = "proxy_generation"
-OUTPUTS = ("dataset",)
+OUTPUTS = ("images", "dataset")
 
 
 def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:

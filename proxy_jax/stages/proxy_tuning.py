@@ -12,7 +12,7 @@ from proxy_jax.stages import contract, learners
 from proxy_jax.stages.tuning import checkpoint_key, previews, squares, tune
 
 NAME = "proxy_tuning"
-OUTPUTS = ("weights",)
+OUTPUTS = ("weights", "metrics.jsonl")
 
 
 def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:

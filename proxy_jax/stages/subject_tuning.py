@@ -11,7 +11,7 @@ from proxy_jax.stages.drawing import draw_images
 from proxy_jax.stages.tuning import checkpoint_key, previews, squares, tune
 
 NAME = "subject_tuning"
-OUTPUTS = ("weights",)
+OUTPUTS = ("weights", "metrics.jsonl")
 
 
 def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:

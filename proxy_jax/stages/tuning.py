@@ -41,6 +41,9 @@ class Learner(Protocol):
     def base(self) -> Path:
         """The file or folder of the trained model's base weights."""
 
+    def settings(self) -> dict[str, Any]:
+        """What else of the checkpoint decides how the trained model is tuned and drawn from, as JSON."""
+
     @property
     def table(self) -> Table:
         """The trained model's name table."""
@@ -74,7 +77,7 @@ def encoders_key(learner: Learner) -> dict[str, Any]:
 
 def checkpoint_key(learner: Learner) -> dict[str, Any]:
     """All of a learner's checkpoint as JSON, the trained part included: what a stage's inputs say of it."""
-    return encoders_key(learner) | {"base": disk.fingerprint(learner.base)}
+    return encoders_key(learner) | learner.settings() | {"base": disk.fingerprint(learner.base)}
 
 
 def encode_prompts(learner: Learner, prompts: Sequence[str], cache: Path) -> dict[str, np.ndarray]:
@@ -87,9 +90,7 @@ def encode_images(learner: Learner, pictures: np.ndarray, batch_size: int, cache
     """The learner's picture columns for `pictures` [n, size, size, 3] uint8, computed once, in batches of one shape."""
 
     def compute() -> dict[str, np.ndarray]:
-        mesh = sharding.current()
-        multiple = sharding.batch_multiple(mesh) if mesh is not None else 1
-        size = -(-batch_size // multiple) * multiple
+        size = sharding.padded(batch_size)
         parts = []
         for start in range(0, len(pictures), size):
             rows = np.minimum(np.arange(start, start + size), len(pictures) - 1)
@@ -102,7 +103,7 @@ def encode_images(learner: Learner, pictures: np.ndarray, batch_size: int, cache
 
 # How a learner's training pictures become squares: Learner.crop -> function of (Pillow image, size).
 CROPS: dict[str, Callable[[Image.Image, int], np.ndarray]] = {
-    "dreambooth": lambda image, size: images.resize_crop(image, size, Image.Resampling.LANCZOS),
+    "bilinear": lambda image, size: images.resize_crop(image, size, Image.Resampling.BILINEAR),  # diffusers' DreamBooth scripts for SD3
     "llamagen": images.center_crop_arr,
 }
 
@@ -197,11 +198,12 @@ def previews(
     if not stage.training.preview_every:
         return None
     text = encode_prompts(learner, [*prompts, ""], cache)
-    rows = {name: values[:-1] for name, values in text.items()}
+    indices = np.arange(sharding.padded(len(prompts)))
+    rows = {name: values[np.minimum(indices, len(prompts) - 1)] for name, values in text.items()}
     unconditional = {name: values[-1:] for name, values in text.items()}
 
     def preview(model: nnx.Module, step: int) -> None:
-        pictures = learner.draw(model, rows, unconditional, seed, np.arange(len(prompts)), options)
+        pictures = learner.draw(model, rows, unconditional, seed, indices, options)[: len(prompts)]
         files.save_picture(folder / "previews" / f"step_{step:06d}.png", images.grid(list(pictures), columns=len(prompts)))
 
     return preview

@@ -21,7 +21,7 @@ WITHOUT_SUBJECT = ("random_weights",)
 
 # field -> the values it can have; of a tuple, its members
 CHOICES: Mapping[str, Sequence[str]] = {
-    "compute.dtype": ("bfloat16", "float16", "float32"),
+    "compute.dtype": ("bfloat16", "float32"),
     "compute.remat": tuple(REMAT),
     "supervisor.family": tuple(supervisors.FAMILIES),
     "student.family": tuple(students.FAMILIES),
@@ -145,6 +145,11 @@ def _texts(config: ConfigDict) -> list[str]:
     checks |= {f"{stage}.training": lambda stage=stage: optimizer.schedule(config[stage].training) for stage in TUNINGS}
     checks["subject_tuning.weighting"] = lambda: noise.Weighting(config.subject_tuning.weighting)
     problems = [] if config.proxy_generation.prompts else ["proxy_generation.prompts is empty"]
+    token, family = config.subject.token, config.student.family
+    prompt = f"a {token} dog"
+    read = students.READS[family](prompt) if family in students.READS else prompt
+    if token.lower() not in read.split():
+        problems.append(f"subject.token is {token!r}, but {family} reads {prompt!r} as {read!r}; take a plain word like sks")
     for name, check in checks.items():
         try:
             check()

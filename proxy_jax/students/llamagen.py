@@ -19,7 +19,7 @@ from proxy_jax.models import parameters
 from proxy_jax.models.layers import Compute, split_keys
 from proxy_jax.models.llamagen import LlamaGen, attention_mask
 from proxy_jax.models.t5 import T5Config, T5Encoder
-from proxy_jax.models.vqgan import VQModel
+from proxy_jax.models.vqgan import VQConfig, VQModel
 from proxy_jax.students.caption_cleaning import clean_caption
 from proxy_jax.students.decoding import Sampling, decode, guide
 from proxy_jax.students.next_token import next_token_loss
@@ -45,12 +45,14 @@ def _encode_text(encoder: T5Encoder, ids: jax.Array, mask: jax.Array) -> jax.Arr
 
 @parameters.jit
 def _encode_images(vq: VQModel, images: jax.Array) -> jax.Array:
-    return vq.encode(images.astype(jnp.float32) / 127.5 - 1)
+    with jax.default_matmul_precision("highest"):  # accelerators round float32 products otherwise, and codes flip
+        return vq.encode(images.astype(jnp.float32) / 127.5 - 1)
 
 
 @parameters.jit
 def _decode_tokens(vq: VQModel, tokens: jax.Array) -> jax.Array:
-    pixels = jnp.clip(vq.decode(tokens).astype(jnp.float32), -1, 1)
+    with jax.default_matmul_precision("highest"):
+        pixels = jnp.clip(vq.decode(tokens).astype(jnp.float32), -1, 1)
     return jnp.round((pixels + 1) * 127.5).astype(jnp.uint8)
 
 
@@ -138,6 +140,10 @@ class LlamaGenStudent:
         """The decoder's weight file."""
         return self.gpt
 
+    def settings(self) -> dict[str, Any]:
+        """What else of the checkpoint decides how the decoder is tuned and drawn from: its sizes."""
+        return dataclasses.asdict(self.config)
+
     @property
     def table(self) -> Table:
         return weights.table(self.config)
@@ -167,11 +173,15 @@ class LlamaGenStudent:
         return {"tokens": indices.reshape(len(images), -1).astype(np.int32)}
 
     @functools.cached_property
+    def vq_config(self) -> VQConfig:
+        """The tokenizer's sizes, from the file beside the weights or from their shapes."""
+        return hub.vq_config(open_tensors(self.vq), self.vq)
+
+    @functools.cached_property
     def tokenizer(self) -> VQModel:
         """The VQ tokenizer, in float32: codes flip under rounding."""
-        tensors = open_tensors(self.vq)
-        config = hub.vq_config(tensors, self.vq)
-        return load(lambda: VQModel(config, rngs=nnx.Rngs(0)), vqgan.table(config), tensors, source=str(self.vq))
+        config = self.vq_config
+        return load(lambda: VQModel(config, rngs=nnx.Rngs(0)), vqgan.table(config), open_tensors(self.vq), source=str(self.vq))
 
     def load_model(self, dtype_of: Callable[[str], Any], tuned: Path | None = None) -> LlamaGen:
         """The decoder to tune or draw from; tuned: a folder that `save_model` wrote, in place of the base weights."""
@@ -216,7 +226,7 @@ class LlamaGenStudent:
         unconditional is not used: LlamaGen has an embedding of its own for it.
         """
         mesh = sharding.current()
-        grid = self.resolution // self.tokenizer.config.downsample
+        grid = self.resolution // self.vq_config.downsample
         inputs = sharding.put_batch((text["caption"], text["caption_mask"], np.asarray(indices, np.int32)), mesh)
         caption, mask, indices = inputs
         tokens = _generate(model, caption, mask, jax.random.key(seed), indices, grid=grid, sampling=Sampling(**options))
@@ -225,7 +235,7 @@ class LlamaGenStudent:
 
 def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Callable[[str], Path]) -> LlamaGenStudent:
     """The student that the config's `student` and `proxy_tuning` describe; locate: from a checkpoint's name to its file or folder."""
-    return LlamaGenStudent(
+    student = LlamaGenStudent(
         gpt=locate(fields.gpt),
         vq=locate(fields.vq),
         text_encoder=locate(fields.text_encoder),
@@ -234,3 +244,6 @@ def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Calla
         dropout=tuning.dropout,
         compute=compute,
     )
+    if fields.resolution % student.vq_config.downsample:
+        raise hub.CheckpointError(f"student.resolution is {fields.resolution}; {student.vq} codes multiples of {student.vq_config.downsample}")
+    return student

@@ -37,13 +37,15 @@ def _encode_t5(encoder: T5Encoder, ids: jax.Array) -> jax.Array:
 
 @parameters.jit
 def _encode_images(vae: AutoencoderKL, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    mean, logvar = vae.moments(images.astype(jnp.float32) / 127.5 - 1)
+    with jax.default_matmul_precision("highest"):
+        mean, logvar = vae.moments(images.astype(jnp.float32) / 127.5 - 1)
     return mean, jnp.exp(0.5 * logvar)
 
 
 @parameters.jit
 def _decode_latents(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
-    pixels = jnp.clip(vae.decode(vae.unscale(latents)).astype(jnp.float32), -1, 1)
+    with jax.default_matmul_precision("highest"):
+        pixels = jnp.clip(vae.decode(vae.unscale(latents)).astype(jnp.float32), -1, 1)
     return jnp.round((pixels + 1) * 127.5).astype(jnp.uint8)
 
 
@@ -95,7 +97,7 @@ class SD3Supervisor:
     precondition_outputs: bool
     compute: Compute
 
-    crop = "dreambooth"
+    crop = "bilinear"
     lora_prefix = "transformer"
 
     @functools.cached_property
@@ -112,6 +114,10 @@ class SD3Supervisor:
     def base(self) -> Path:
         """The denoiser's folder."""
         return self.folder / "transformer"
+
+    def settings(self) -> dict[str, Any]:
+        """What else of the checkpoint decides how the denoiser is tuned and drawn from: the scheduler's shift."""
+        return {"shift": self.shift}
 
     @property
     def table(self) -> Table:
@@ -187,7 +193,7 @@ class SD3Supervisor:
         keys_latent, keys_noise, keys_sigma = split_keys(jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["row_index"]), 3)
         mean = batch["latent_mean"]
         latents = mean + batch["latent_std"] * noise.unit_noise(keys_latent, mean.shape[1:])
-        x = (latents - self.vae_config.shift_factor) * self.vae_config.scaling_factor
+        x = (latents - (self.vae_config.shift_factor or 0.0)) * self.vae_config.scaling_factor
         unit = noise.unit_noise(keys_noise, mean.shape[1:])
         sigmas = noise.draw_sigmas(keys_sigma, self.weighting, self.shift)
         noisy = noise.add_noise(x, unit, sigmas)
@@ -218,7 +224,7 @@ class SD3Supervisor:
 
 def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Callable[[str], Path]) -> SD3Supervisor:
     """The supervisor that the config's `supervisor` and `subject_tuning` describe; locate: from a checkpoint's name to its folder."""
-    return SD3Supervisor(
+    supervisor = SD3Supervisor(
         folder=locate(fields.checkpoint),
         resolution=fields.resolution,
         max_sequence_length=fields.max_sequence_length,
@@ -227,3 +233,7 @@ def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Calla
         precondition_outputs=tuning.precondition_outputs,
         compute=compute,
     )
+    multiple = supervisor.vae_config.downsample * supervisor.config.patch_size
+    if fields.resolution % multiple:
+        raise hub.CheckpointError(f"supervisor.resolution is {fields.resolution}; {supervisor.folder} draws multiples of {multiple}")
+    return supervisor

@@ -116,17 +116,20 @@ def test_fingerprints(tmp_path):
         cache.fingerprint(tmp_path / "model")
 
 
-def test_large_files_go_by_name_size_and_time(tmp_path, monkeypatch):
+def test_large_files_go_by_size_and_samples_not_by_time_or_place(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "HASHED_LIMIT_BYTES", 4)
-    path = tmp_path / "weights"
-    path.write_bytes(b"12345")
-    os.utime(path, (1, 1))
+    monkeypatch.setattr(cache, "SAMPLE_BYTES", 2)
+    monkeypatch.setattr(cache, "SAMPLES", 3)
+    path, copy = tmp_path / "weights", tmp_path / "copy"
+    path.write_bytes(b"0123456789")
+    copy.write_bytes(b"0123456789")
+    os.utime(copy, (1, 1))
     first = cache.fingerprint(path)
-    path.write_bytes(b"54321")
-    os.utime(path, (1, 1))
-    assert cache.fingerprint(path) == first
-    os.utime(path, (1, 2))
-    later = cache.fingerprint(path)
-    path.write_bytes(b"543210")
-    os.utime(path, (1, 2))
-    assert len({first, later, cache.fingerprint(path)}) == 3
+    assert cache.fingerprint(copy) == first
+    found = set()
+    for content in (b"x123456789", b"0123x56789", b"012345678x", b"01234567890"):
+        path.write_bytes(content)
+        found.add(cache.fingerprint(path))
+    assert len(found) == 4 and first not in found
+    path.write_bytes(b"01x3456789")
+    assert cache.fingerprint(path) == first, "between the samples, as the docstring says"

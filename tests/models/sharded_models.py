@@ -99,10 +99,10 @@ def main() -> None:
     mesh, errors = sharding.make_mesh(2, 2, 2), {}
     for name, (make, function, inputs) in cases().items():
         model = parameters.random(make, seed=0)
-        whole = jax.tree.map(np.asarray, parameters.jit(function)(model, *inputs))
+        run = parameters.jit(function)
+        whole = jax.tree.map(np.asarray, run(model, *inputs))
         with sharding.use(mesh):
-            # Another function object: jit must not hand out the program traced without a mesh.
-            split = parameters.jit(lambda *arguments, function=function: function(*arguments))(placed(model, mesh), *sharding.put_batch(inputs, mesh))
+            split = run(placed(model, mesh), *sharding.put_batch(inputs, mesh))
         gaps = jax.tree.map(lambda a, b: float(np.abs(a - np.asarray(b)).max() / max(1.0, np.abs(a).max())), whole, split)
         errors[name] = max(jax.tree.leaves(gaps))
     print(json.dumps(errors))

@@ -7,6 +7,8 @@ import pytest
 from absl import logging
 from ml_collections import ConfigDict
 
+from configs import base
+from proxy_jax import main
 from proxy_jax.stages import contract
 
 CONFIG = ConfigDict(dict(seed=0, first=dict(size=1, log_every=10), second=dict(size=1)))
@@ -54,7 +56,8 @@ class Pipeline:
 
 
 @pytest.fixture
-def pipeline(tmp_path):
+def pipeline(tmp_path, monkeypatch):
+    monkeypatch.setattr(contract, "WITHOUT_EFFECT", ("first.log_every",))
     return Pipeline(tmp_path)
 
 
@@ -117,9 +120,11 @@ def test_an_interrupted_stage_with_other_inputs_starts_from_nothing(pipeline):
 
 @pytest.mark.parametrize("moment", ["rmtree", "write_json"])
 def test_a_kill_while_a_stage_is_discarded_leaves_nothing_to_resume(pipeline, monkeypatch, moment):
-    """Killed in the middle of the removal, or after it and before STARTED.json."""
-    pipeline("first")
-    pipeline.config.first.size = 2
+    """Killed in the middle of the removal of an unfinished run, or after it and before STARTED.json."""
+    pipeline.fail = RuntimeError("interrupted")
+    with pytest.raises(RuntimeError, match="interrupted"):
+        pipeline("first")
+    pipeline.fail, pipeline.config.first.size = None, 2
 
     def kill(*args, **kwargs):
         raise KeyboardInterrupt
@@ -131,6 +136,23 @@ def test_a_kill_while_a_stage_is_discarded_leaves_nothing_to_resume(pipeline, mo
     pipeline("first")
     assert pipeline.ran == [("first", [])]
     assert sorted(path.name for path in pipeline.workdir.iterdir()) == ["first"]
+
+
+def test_a_finished_run_is_kept_when_it_is_run_anew(pipeline, caplog):
+    for size in (1, 2, 3):
+        pipeline.config.first.size = size
+        pipeline("first")
+    assert (pipeline.workdir / "first.previous" / "weights" / "tensors").read_text() == "size 2"
+    assert sorted(path.name for path in pipeline.workdir.iterdir()) == ["first", "first.previous"]
+    assert f"kept as {pipeline.workdir / 'first.previous'}" in caplog.text
+
+
+def test_only_dotted_names_are_without_effect():
+    names = set(contract.WITHOUT_EFFECT)
+    config = base.get_config()
+    assert names <= set(main.field_names(config)), "a field that is not there"
+    kept = contract.fields(config, "subject_tuning", "proxy_generation")
+    assert "batch_size" in kept["subject_tuning"]["training"] and "batch_size" not in kept["proxy_generation"]
 
 
 @pytest.mark.parametrize("damage", ["missing", "edited"])
@@ -190,13 +212,13 @@ def test_a_stage_alone_before_its_inputs_exist(pipeline):
     assert not (pipeline.workdir / "second").exists()
 
 
-def test_large_outputs_count_by_size_wherever_they_are_copied(tmp_path, monkeypatch):
-    monkeypatch.setattr(contract.cache, "HASHED_LIMIT_BYTES", 4)
+@pytest.mark.parametrize(("file", "equal"), [("set.array_record-00000", True), ("weights", False)])
+def test_array_records_count_by_size_and_other_outputs_by_content(tmp_path, file, equal):
     for folder, content in (("a", b"12345678"), ("b", b"87654321"), ("c", b"123456789")):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "weights").write_bytes(content)
-    found = {name: contract.digests(tmp_path / name, ["weights", "absent"]) for name in "abc"}
-    assert found["a"] == found["b"] != found["c"] and found["a"]["absent"] is None
+        (tmp_path / folder / "out").mkdir(parents=True)
+        (tmp_path / folder / "out" / file).write_bytes(content)
+    found = {name: contract.digests(tmp_path / name, ["out", "absent"]) for name in "abc"}
+    assert (found["a"] == found["b"]) is equal and found["a"] != found["c"] and found["a"]["absent"] is None
 
 
 def test_changes_name_every_leaf():

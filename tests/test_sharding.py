@@ -1,0 +1,59 @@
+"""The mesh and the rules: sizes, unknown and colliding axes, what is split, what may not be replicated."""
+
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+from proxy_jax import sharding
+
+
+def mesh(data: int, fsdp: int, tensor: int) -> AbstractMesh:
+    return AbstractMesh((data, fsdp, tensor), sharding.AXES)
+
+
+def test_make_mesh_fills_in_what_remains_and_refuses_what_does_not_fit():
+    devices = list(range(8))
+    assert dict(sharding.make_mesh(-1, 2, 2, np.asarray(devices)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    for sizes in ((3, 1, 1), (-1, 3, 1), (-1, -1, 1)):
+        with pytest.raises(sharding.ShardingError):
+            sharding.make_mesh(*sizes, np.asarray(devices))
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "expected"),
+    [
+        (("embed", "mlp"), (8, 8), P("fsdp", "tensor")),
+        (("layers", "embed", "heads"), (3, 8, 8), P(None, "fsdp", "tensor")),
+        (("embed", "mlp"), (7, 8), P(None, "tensor")),  # 7 does not divide
+        (("batch", "length", "act_embed"), (8, 5, 6), P(("data", "fsdp"), None, None)),
+        (("batch", "length", "act_embed"), (6, 5, 6), P(None, None, None)),
+    ],
+)
+def test_spec_follows_the_rules(axes, shape, expected):
+    assert sharding.spec(axes, shape, mesh(2, 2, 2)) == expected
+
+
+def test_spec_refuses_unknown_and_colliding_axes():
+    with pytest.raises(sharding.ShardingError, match="no rule for the logical axis 'embde'"):
+        sharding.spec(("embde", "mlp"), (8, 8), mesh(2, 2, 2))
+    with pytest.raises(sharding.ShardingError, match="twice"):
+        sharding.spec(("mlp", "heads"), (8, 8), mesh(2, 2, 2))
+    with pytest.raises(sharding.ShardingError, match="2 logical axes"):
+        sharding.spec(("embed", "mlp"), (8, 8, 8), mesh(2, 2, 2))
+
+
+def test_a_large_parameter_that_should_be_split_and_cannot_be_is_refused():
+    odd, even = (1023, 1023), (1024, 1024)
+    with pytest.raises(sharding.ShardingError, match=r"big \(1023, 1023\) \(4.0 MiB\)"):
+        sharding.parameter("big", ("embed", "mlp"), odd, 4, mesh(1, 2, 2))
+    assert not sharding.parameter("big", ("embed", "mlp"), even, 4, mesh(1, 2, 2)).is_fully_replicated
+    assert sharding.parameter("small", ("embed", "mlp"), (5, 5), 4, mesh(1, 2, 2)).is_fully_replicated
+    assert sharding.parameter("whole", ("embed", "mlp"), odd, 4, mesh(4, 1, 1)).is_fully_replicated, "only the batch is split"
+
+
+def test_padded_rounds_up_to_the_mesh_in_use():
+    assert sharding.padded(5) == 5
+    with sharding.use(mesh(4, 2, 1)):
+        assert [sharding.padded(n) for n in (1, 8, 9)] == [8, 8, 16]
+    assert sharding.current() is None
