@@ -17,7 +17,7 @@ environment() {
   local folder=$1 requirement=$2 python
   if [ ! -x "$folder/bin/python" ]; then
     python=$(find_python)
-    echo "making $folder with $("$python" --version)"
+    echo "making $folder with $("$python" --version) and installing proxy_jax: a few minutes the first time"
     "$python" -m venv "$folder"
   fi
   "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$requirement"

@@ -36,7 +36,7 @@ from proxy_jax.data.photos import PhotosError
 from proxy_jax.data.proxy_set import ProxySetError
 from proxy_jax.metrics.encoders import EncoderError
 from proxy_jax.metrics.report import ReportError
-from proxy_jax.stages import contract, evaluation, proxy_generation, proxy_tuning, random_weights, subject_tuning, validation
+from proxy_jax.stages import contract, evaluation, learners, proxy_generation, proxy_tuning, random_weights, subject_tuning, validation
 from proxy_jax.training.checkpoint import ResumeError
 from proxy_jax.training.loop import NonFiniteError
 from proxy_jax.weights.hub import CheckpointError
@@ -141,6 +141,8 @@ def run(config: ConfigDict, workdir: Path, stages: list[str] | tuple[str, ...]) 
         raise contract.StageError(f"{jax.process_count()} processes: stages write the same files from each; one process drives all its devices")
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     validation.validate_batches(config, stages, mesh)
+    if not set(stages) <= set(validation.WITHOUT_SUBJECT):
+        learners.subject(config, workdir)  # photos that cannot be read stop the run before it changes anything
     logging.info("%d %s device(s), mesh %s", len(jax.devices()), jax.default_backend(), dict(mesh.shape))
     with sharding.use(mesh):
         for name in stages:
@@ -158,6 +160,9 @@ def main(argv: list[str]) -> None:
         run(CONFIG.value, workdir, stages)
     except EXPLAINED as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on with what is done", file=sys.stderr)
+        sys.exit(130)
     if evaluation.NAME in stages:
         print(f"report: {workdir / evaluation.NAME / 'report.html'}")
 

@@ -15,13 +15,13 @@ from safetensors.numpy import save_file
 
 from configs import smoke
 from proxy_jax import main
-from proxy_jax.stages import files, learners
+from proxy_jax.stages import files, learners, random_weights
 from proxy_jax.stages.contract import StageError
 from proxy_jax.training.loop import NonFiniteError
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = str(ROOT / "configs" / "smoke.py")
-SUBJECT = ("--config.subject.photos=photos", "--config.subject.class_noun=dog")
+SUBJECT = (f"--config.subject.photos={ROOT}/configs/smoke_photos", "--config.subject.class_noun=dog")
 
 
 def in_shell(*arguments, cwd=ROOT):
@@ -190,19 +190,20 @@ def test_random_weights_need_their_sizes(command):
 
 
 def test_a_stage_alone_says_what_comes_first(command, tmp_path):
+    photos = ("--config.subject.photos=photos", "--config.subject.class_noun=dog")
     (tmp_path / "photos").mkdir()
-    text = said(command, f"--config={SMOKE}", "--workdir=run", *SUBJECT, "--stages=subject_tuning")
+    text = said(command, f"--config={SMOKE}", "--workdir=run", *photos, "--stages=subject_tuning")
     assert "no photo in photos: it is empty" in text
     (tmp_path / "photos" / "dog.png").write_bytes(b"not a picture")
-    text = said(command, f"--config={SMOKE}", "--workdir=run", *SUBJECT, "--stages=subject_tuning")
+    text = said(command, f"--config={SMOKE}", "--workdir=run", *photos, "--stages=subject_tuning")
     assert "no photo in photos can be read:\n  dog.png: " in text
     files.save_picture(tmp_path / "photos" / "dog.png", np.zeros((8, 8, 3), np.uint8))
-    text = said(command, f"--config={SMOKE}", "--workdir=run", *SUBJECT, "--stages=proxy_generation")
+    text = said(command, f"--config={SMOKE}", "--workdir=run", *photos, "--stages=proxy_generation")
     assert "the stage subject_tuning is not done in" in text and "run it first (--stages=subject_tuning,...)" in text
-    text = said(command, f"--config={SMOKE}", "--workdir=run", *SUBJECT, "--stages=subject_tuning")
+    text = said(command, f"--config={SMOKE}", "--workdir=run", *photos, "--stages=subject_tuning")
     assert "no file or folder" in text and "random_weights/supervisor" in text
     text = said(
-        command, f"--config={SMOKE}", "--workdir=run", *SUBJECT, "--stages=subject_tuning", "--config.supervisor.checkpoint=nobody/has-this-model"
+        command, f"--config={SMOKE}", "--workdir=run", *photos, "--stages=subject_tuning", "--config.supervisor.checkpoint=nobody/has-this-model"
     )
     assert "could not be had from https://huggingface.co/nobody/has-this-model" in text and "what to do: " in text
 
@@ -250,8 +251,26 @@ def test_stages_come_from_the_config_or_the_command_line(monkeypatch, tmp_path):
     ran = []
     monkeypatch.setattr(main.contract, "complete", lambda name, stage, config, workdir: ran.append(name))
     config = smoke.get_config()
-    config.subject.photos = "photos"
+    config.subject.photos = str(ROOT / "configs" / "smoke_photos")
     main.run(config, tmp_path, config.stages)
     assert ran == list(main.STAGES)
     with pytest.raises(StageError, match="no stage to run"):
         main.run(config, tmp_path, [])
+
+
+def test_photos_that_cannot_be_read_stop_a_run_before_it_writes(command, tmp_path):
+    text = said(command, f"--config={SMOKE}", "--workdir=run", "--config.subject.photos=nowhere", "--config.subject.class_noun=dog")
+    assert "the photo folder nowhere does not exist" in text and not (tmp_path / "run").exists()
+
+
+def test_a_token_that_the_students_text_cleaning_drops_is_refused(command):
+    text = said(command, f"--config={SMOKE}", "--workdir=run", *SUBJECT, "--config.subject.token=<cat-toy>")
+    assert "subject.token is '<cat-toy>', but llamagen reads 'a <cat-toy> dog' as 'a dog'" in text
+
+
+def test_a_resolution_that_the_checkpoint_cannot_draw_is_refused(command, tmp_path):
+    """Found by the stage's inputs, before what an earlier run left is put away."""
+    workdir = tmp_path / "run"
+    random_weights.run(smoke.get_config(), workdir)
+    text = said(command, f"--config={SMOKE}", f"--workdir={workdir}", *SUBJECT, "--stages=subject_tuning", "--config.supervisor.resolution=36")
+    assert "supervisor.resolution is 36" in text and "multiples of 8" in text and not (workdir / "subject_tuning").exists()

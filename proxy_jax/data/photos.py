@@ -1,6 +1,7 @@
 """The photos of a subject: a folder of images of any size, mode and orientation, or the encoded bytes of one."""
 
 import dataclasses
+import functools
 import hashlib
 import io
 import re
@@ -51,6 +52,11 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: natural_order(path.name))
 
 
+@functools.cache
+def _warn_once(message: str) -> None:
+    logging.warning("%s", message)
+
+
 def load_photos(folder: Path) -> list[Photo]:
     """The photos in `folder`, in natural order. A broken file is named in a warning and left out.
 
@@ -65,7 +71,7 @@ def load_photos(folder: Path) -> list[Photo]:
             photos.append(read(path.name, path.read_bytes()))
         except (PhotosError, OSError) as error:
             problems.append(str(error))
-            logging.warning("left out a photo of %s: %s", folder, error)
+            _warn_once(f"left out a photo of {folder}: {error}")
     if not photos and problems:
         raise PhotosError(f"no photo in {folder} can be read:\n  " + "\n  ".join(problems))
     if not photos:

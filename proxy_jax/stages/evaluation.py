@@ -19,6 +19,7 @@ from proxy_jax.stages.tuning import Learner, checkpoint_key, tuned_model
 
 NAME = "evaluation"
 OUTPUTS = ("report.json", "report.md", "report.html")
+RANDOM = "random_weights"
 STAGES_BEFORE = ("subject_tuning", "proxy_generation", "proxy_tuning")
 TUNED_IN = {"supervisor": "subject_tuning", "student": "proxy_tuning"}
 
@@ -122,7 +123,7 @@ def _report(
     done = {stage: files.read_json(workdir / stage / "DONE.json") for stage in STAGES_BEFORE if stage in _upstream_stages(config)}
     source = {"proxies": "proxies", "photos": "photos"}[config.proxy_tuning.source]
     return report.Report(
-        title=f"Proxy-Tuning: {subject.token} {subject.class_noun}",
+        title=f"Proxy-Tuning: {subject.token} {subject.class_noun}" + (" (random weights: scores mean nothing)" * (RANDOM in config.stages)),
         subject={"class_noun": subject.class_noun, "token": subject.token},
         photos=_captioned(photo_paths, [photo.name for photo in photos], workdir),
         proxies=_captioned(proxy_paths, proxies, workdir),
@@ -143,7 +144,7 @@ def _notes(config: ConfigDict, encoders: MetricEncoders) -> list[str]:
     notes = [f"{name} looks at images so: {encoders.preprocessing[key].describe()}." for name, key in (("DINO", "dino"), ("CLIP", "clip"))]
     if stage.num_prompts < 25:
         notes.append(f"Only the first {stage.num_prompts} of DreamBench's 25 prompts were drawn: the scores are not comparable with published ones.")
-    if "random_weights" in config.stages:
+    if RANDOM in config.stages:
         notes.append("All weights are random: this run checks the machinery, and its pictures and scores mean nothing.")
     return notes
 

@@ -40,8 +40,9 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         label="proxies",
     )
     digest = hashlib.sha256(json.dumps(inputs(config, workdir), sort_keys=True).encode()).hexdigest()
+    name = config.supervisor.checkpoint.removeprefix("{workdir}/")
     records = (
-        dict(image=path.read_bytes(), prompt=prompt, seed=config.seed + 1, index=index, supervisor=config.supervisor.checkpoint, config_hash=digest)
+        dict(image=path.read_bytes(), prompt=prompt, seed=config.seed + 1, index=index, supervisor=name, config_hash=digest)
         for index, (path, prompt) in enumerate(zip(paths, wanted, strict=True))
     )
     proxy_set.write(folder / "dataset", records, metadata={"subject": subject.words()})

@@ -2,8 +2,6 @@
 
     python -m proxy_jax.weights.check golden DIR...      every array's largest error; exit 1 on a miss
     python -m proxy_jax.weights.check manifest FILE...   names and shapes, both ways; exit 1 on a difference
-
-An entry point, like main.py: the cases of decoding and of training targets need the rooms above weights.
 """
 
 import argparse
@@ -124,6 +122,10 @@ def check_manifest(path: Path) -> int:
 
 def manifests(paths: Sequence[Path]) -> int:
     """Checks each manifest. Returns the exit code."""
+    absent = [str(path) for path in paths if not path.is_file()]
+    if absent:
+        print(f"error: no file {', '.join(absent)}")
+        return USAGE
     codes = [check_manifest(path) for path in paths]
     print(f"{len(codes)} manifests, {codes.count(MISS)} missed, {codes.count(USAGE)} without a model")
     return MISS if MISS in codes else max(codes)

@@ -131,3 +131,6 @@ def test_eight_devices_give_the_same_losses(finished, subject_flags, tmp_path):
     assert "{'data': 2, 'fsdp': 2, 'tensor': 2}" in text
     for stage in TRAININGS:
         np.testing.assert_allclose(losses(workdir, stage), losses(finished, stage), atol=1e-4, err_msg=stage)
+    for folder in ("subject_tuning/class_images", "proxy_generation/images", "evaluation/images/supervisor"):
+        ours, theirs = (np.stack([np.asarray(Image.open(path)) for path in sorted((run / folder).iterdir())]) for run in (workdir, finished))
+        assert np.mean(np.square(ours.astype(float) - theirs)) < 255**2 / 10**4, f"{folder}: less than 40 dB"
