@@ -48,4 +48,3 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         cache=cache,
         preview=previews(learner, subject.previews(), stage, folder, seed=config.seed, options=config.evaluation.student.to_dict(), cache=cache),
     )
-

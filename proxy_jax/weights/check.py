@@ -1,7 +1,7 @@
 """The check of weights and models against official ones: golden cases, and manifests of full-size checkpoints.
 
-    python -m proxy_jax.weights.check golden DIR...      every array's largest error; exit 1 on a miss
-    python -m proxy_jax.weights.check manifest FILE...   names and shapes, both ways; exit 1 on a difference
+python -m proxy_jax.weights.check golden DIR...      every array's largest error; exit 1 on a miss
+python -m proxy_jax.weights.check manifest FILE...   names and shapes, both ways; exit 1 on a difference
 """
 
 import argparse

@@ -232,7 +232,7 @@ def test_memory_stays_small_while_a_large_file_is_read(large, axis, limit_mib):
 def test_written_files_are_the_same_bytes_every_time(tmp_path):
     """The library alone orders two metadata entries by chance."""
     tensors = {"b": np.arange(6, dtype=np.float32).reshape(2, 3).T, "a": np.ones(1, np.int32)}
-    metadata = {f"key {i}": "é\"\n" * i for i in range(9)}
+    metadata = {f"key {i}": 'é"\n' * i for i in range(9)}
     contents = set()
     for number in range(8):
         write_safetensors(tensors, tmp_path / f"{number}.safetensors", metadata)

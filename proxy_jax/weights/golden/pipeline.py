@@ -82,9 +82,7 @@ def training_targets(case: Case) -> list[Comparison]:
 @functools.partial(parameters.jit, static_argnames=("grid", "sampling", "guided_steps"))
 def _greedy(model: LlamaGen, condition, mask, *, grid: int, sampling: Sampling, guided_steps: int = -1):
     indices = jnp.arange(condition.shape[0])
-    return generate(
-        model, condition, mask, jax.random.key(0), indices, grid=grid, sampling=sampling, guided_steps=guided_steps, collect_logits=True
-    )
+    return generate(model, condition, mask, jax.random.key(0), indices, grid=grid, sampling=sampling, guided_steps=guided_steps, collect_logits=True)
 
 
 def _decoder(case: Case) -> tuple[LlamaGen, int]:

@@ -1,0 +1,108 @@
+"""Pictures of the micro-world as training data: columns of pixels, captions and the truth behind each picture."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from proxy_jax.data import cache as disk
+from proxy_jax.data.microworld import benchmark, render
+from proxy_jax.data.microworld.looks import ACCESSORIES, CLASS_NOUNS, COLOURS, PATTERNS, VARIANTS
+from proxy_jax.data.microworld.scenes import OUTFITS, SETTINGS, SURFACES, Scene, draw_allowed, draw_any_template, show
+
+# What can be read from a picture: attribute -> its values
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "class_noun": CLASS_NOUNS,
+    "primary": COLOURS,
+    "secondary": COLOURS,
+    "pattern": PATTERNS,
+    "variant": tuple(str(variant) for variant in range(VARIANTS)),
+    "accessory": ACCESSORIES,
+    "setting": SETTINGS,
+    "outfit": OUTFITS,
+    "surface": SURFACES,
+}
+IDENTITY = ("primary", "secondary", "pattern", "variant", "accessory")  # those that make a subject, beside its class
+
+
+def truth(scene: Scene) -> dict[str, int]:
+    """The number of each attribute's value in a scene (of the first subject, where there are two)."""
+    shown = dataclasses.asdict(scene.identity) | {"setting": scene.setting, "outfit": scene.outfit, "surface": scene.surface}
+    return {name: values.index(str(shown[name])) for name, values in ATTRIBUTES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Pictures [n, size, size, 3] uint8 with their captions and truths (attribute -> [n] int32); paired: whether a second subject is there."""
+
+    pictures: np.ndarray
+    captions: list[str]
+    truths: dict[str, np.ndarray]
+    paired: np.ndarray
+
+
+def _version(seed: int, size: int) -> dict[str, str]:
+    """What changes when the renderer does: a digest of the first chunk."""
+    scenes = render.draw_chunk(seed, 0)
+    return {
+        "pixels": disk.digest([render.render(scene, size).tobytes().hex() for scene in scenes[:64]]),
+        "captions": disk.digest([s.caption for s in scenes]),
+    }
+
+
+def world(seed: int, count: int, size: int, cache: Path) -> World:
+    """The first `count` pictures of a seed's endless pre-training set; no held-out identity is among them. Drawn once, kept in `cache`."""
+
+    def draw() -> dict[str, np.ndarray]:
+        scenes, pictures = [], []
+        for some, drawn in render.pictures(seed, count, size, workers=os.cpu_count() or 1):
+            scenes += some
+            pictures.append(drawn)
+        truths = {f"truth.{name}": np.array([truth(scene)[name] for scene in scenes], np.int32) for name in ATTRIBUTES}
+        captions = np.frombuffer("\n".join(scene.caption for scene in scenes).encode(), np.uint8)
+        paired = np.array([scene.other is not None for scene in scenes])
+        return {"pictures": np.concatenate(pictures), "captions": captions, "paired": paired} | truths
+
+    columns = disk.cached(cache, {"world": _version(seed, size), "seed": seed, "count": count, "size": size}, draw)
+    truths = {name.removeprefix("truth."): column for name, column in columns.items() if name.startswith("truth.")}
+    return World(columns["pictures"], bytes(columns["captions"]).decode().split("\n"), truths, columns["paired"])
+
+
+def instances(seed: int, count: int, views: int, size: int, cache: Path) -> np.ndarray:
+    """`views` pictures each of `count` random subjects, in random contexts: [count, views, size, size, 3] uint8. None is held out."""
+
+    def draw() -> dict[str, np.ndarray]:
+        return {"pictures": np.stack([_views([seed, number], views, size) for number in range(count)])}
+
+    return disk.cached(cache, {"instances": _version(seed, size), "seed": seed, "count": count, "views": views, "size": size}, draw)["pictures"]
+
+
+def _views(seed: Sequence[int], views: int, size: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    identity = draw_allowed(str(rng.choice(CLASS_NOUNS)), rng, benchmark.held_out())
+    # Prompts that change the body's colour would make it another subject.
+    return np.stack([render.render(show(identity, draw_any_template(identity.class_noun, rng, recolour=False), rng), size) for _ in range(views)])
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """The held-out subjects, each once in every context that DreamBench asks for: subject by subject, template by template."""
+
+    scenes: list[Scene]
+    templates: list[str]
+    subjects: np.ndarray  # [n] the subject's number in benchmark.subjects()
+    pictures: np.ndarray  # [n, size, size, 3] uint8
+
+
+def held_out(size: int) -> HeldOut:
+    """30 subjects × 25 prompts, with random poses, variations and light of a seed of their own."""
+    found = benchmark.contexts()
+    scenes = [scene for _, _, scene in found]
+    return HeldOut(
+        scenes,
+        [template for _, template, _ in found],
+        np.array([number for number, _, _ in found]),
+        np.stack([render.render(s, size) for s in scenes]),
+    )
