@@ -36,7 +36,9 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.7.2,<0.12"],
         "cuda": ["jax[cuda12]>=0.7.2,<0.12"],
+        "microworld": ["skia-python>=138"],  # draws the pictures that the micro checkpoints are trained on; they themselves do not need it
         "test": [
+            "skia-python>=138",
             *("pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14"),
             *("torch==2.13.0", "diffusers>=0.38,<0.43", "peft>=0.18", "accelerate>=1", "beautifulsoup4>=4.12"),  # oracles
         ],

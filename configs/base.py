@@ -70,6 +70,22 @@ def proxy_tuning() -> ConfigDict:
     )
 
 
+def pretraining() -> ConfigDict:
+    """Training a micro checkpoint from nothing on pictures of the micro-world (configs/micro/)."""
+    return ConfigDict(
+        dict(
+            recipe="vq",  # vq | kl | text_encoders | supervisor | student | dino | clip | probes
+            model=ConfigDict(),  # its sizes, in the fields of its official config.json
+            parts=ConfigDict(dict(start="")),  # finished checkpoints it needs; start: the one it begins as
+            pictures=50_000,  # of the pre-training set
+            pictures_cache="runs/micro/pictures",  # where they are kept: the recipes share them
+            resolution=48,
+            unquantised=training(),  # vq: steps before there is a codebook
+            training=training(),
+        )
+    )
+
+
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
@@ -106,6 +122,7 @@ def get_config() -> ConfigDict:
         )
     )
 
+    config.pretraining = pretraining()
     config.subject_tuning = subject_tuning()
     config.proxy_generation = ConfigDict(
         dict(

@@ -20,8 +20,9 @@ MAY_IMPORT = {
     "metrics": BELOW_LEARNERS,
     "supervisors": BELOW_LEARNERS,
     "students": BELOW_LEARNERS,
-    "stages": {"supervisors", "students", "metrics", "training", "data"} | BELOW_LEARNERS,
-    "main": {"stages", "supervisors", "students", "metrics", "training", "data"} | BELOW_LEARNERS,
+    "pretraining": {"training", "data"} | BELOW_LEARNERS,
+    "stages": {"pretraining", "supervisors", "students", "metrics", "training", "data"} | BELOW_LEARNERS,
+    "main": {"stages", "pretraining", "supervisors", "students", "metrics", "training", "data"} | BELOW_LEARNERS,
 }
 # Commands stand above every room, as main.py does.
 COMMANDS = {"weights/check.py", "weights/golden/pipeline.py"}

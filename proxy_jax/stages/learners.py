@@ -16,10 +16,12 @@ from proxy_jax.stages.contract import StageError
 from proxy_jax.stages.tuning import Learner
 from proxy_jax.weights import hub
 
+PACKAGE = Path(__file__).resolve().parents[1]  # "{package}" in a config: the checkpoints that come with it lie in {package}/checkpoints
+
 
 def locate(workdir: Path) -> Callable[[str], Path]:
-    """A function from a checkpoint's name in a config (a path, which may hold "{workdir}", or a hub id) to where it lies."""
-    return lambda name: hub.find(name.replace("{workdir}", str(workdir)))
+    """A function from a checkpoint's name in a config to where it lies: a path, which may hold "{workdir}" or "{package}", or a hub id."""
+    return lambda name: hub.find(name.replace("{workdir}", str(workdir)).replace("{package}", str(PACKAGE)))
 
 
 def compute_of(config: ConfigDict) -> Compute:

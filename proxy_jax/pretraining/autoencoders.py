@@ -1,0 +1,171 @@
+"""Training the two autoencoders: LlamaGen's VQ tokenizer and AutoencoderKL, by pixels alone (no adversary, no perceptual network)."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx
+from ml_collections import ConfigDict
+
+from proxy_jax import sharding
+from proxy_jax.data import loader
+from proxy_jax.models import parameters
+from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from proxy_jax.models.vqgan import VQConfig, VQModel
+from proxy_jax.training import lora
+from proxy_jax.training.loop import fit
+
+KL_WEIGHT = 1e-4
+CODEBOOK_PICTURES, KMEANS_ROUNDS = 2048, 12
+
+
+def to_pixels(pictures: jax.Array) -> jax.Array:
+    """uint8 as float32 in [-1, 1]."""
+    return pictures.astype(jnp.float32) / 127.5 - 1.0
+
+
+def reconstruction_loss(reconstructed: jax.Array, pixels: jax.Array) -> jax.Array:
+    """L1 + 2 · L2 + 0.5 · L1 of the differences between neighbours (edges), each a mean: [rows] for images [rows, h, w, 3]."""
+    error = reconstructed - pixels
+    edges = [jnp.abs(jnp.diff(error, axis=axis)).mean((1, 2, 3)) for axis in (1, 2)]
+    return jnp.abs(error).mean((1, 2, 3)) + 2.0 * jnp.square(error).mean((1, 2, 3)) + 0.5 * (edges[0] + edges[1])
+
+
+def unquantised_loss(model: VQModel, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
+    """The VQ model as a plain autoencoder, its latents on the unit sphere as codes will be; batch: pictures, uint8."""
+    pixels = to_pixels(batch["pictures"])
+    return reconstruction_loss(model.decode_codes(model.codebook.project(model.latents(pixels))), pixels)
+
+
+def vq_loss(model: VQModel, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
+    """Reconstruction through the codebook, plus the codebook's and the commitment loss."""
+    pixels = to_pixels(batch["pictures"])
+    quantized = model.codebook.quantize(model.latents(pixels))
+    return reconstruction_loss(model.decode_codes(quantized.codes), pixels) + quantized.codebook_loss + quantized.commitment_loss
+
+
+def kl_loss(model: AutoencoderKL, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
+    """Reconstruction from a drawn latent, plus KL_WEIGHT · the mean KL divergence of a latent's distribution from the standard normal's."""
+    pixels = to_pixels(batch["pictures"])
+    mean, logvar = model.moments(pixels)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["row_index"])
+    noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
+    divergence = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean((1, 2, 3))
+    return reconstruction_loss(model.decode(mean + jnp.exp(0.5 * logvar) * noise), pixels) + KL_WEIGHT * divergence
+
+
+def train_vq(config: VQConfig, pictures: np.ndarray, stage: ConfigDict, *, seed: int, folder: Path) -> VQModel:
+    """A tokenizer trained on pictures [n, size, size, 3] uint8: first without quantisation, then with a codebook of the latents' centres.
+
+    stage: fields unquantised and training, each as `fit` takes them.
+    """
+    model = parameters.random(lambda: VQModel(config, rngs=nnx.Rngs(0)), seed)
+    common = dict(trainable=lora.is_parameter, seed=seed)
+    batches = _batches(pictures, stage.unquantised, seed)
+    model = fit(model, unquantised_loss, batches, config=stage.unquantised, directory=folder / "unquantised", **common)
+    rows = np.random.default_rng(seed).choice(len(pictures), min(CODEBOOK_PICTURES, len(pictures)), replace=False)
+    codes = sphere_centres(_latents(model, pictures[np.sort(rows)]), config.codebook_size, seed)
+    model = parameters.with_arrays(model, {"codebook.embedding": jnp.asarray(codes)})
+    return fit(model, vq_loss, _batches(pictures, stage.training, seed + 1), config=stage.training, directory=folder, **common)
+
+
+def train_kl(config: AutoencoderKLConfig, pictures: np.ndarray, stage: ConfigDict, *, start: VQModel | None, seed: int, folder: Path):
+    """An autoencoder and its config, whose shift and scale make the latents of the pictures mean 0, deviation 1.
+
+    start: a tokenizer whose convolutions of the same name and shape it begins with; None: from random ones.
+    """
+    model = parameters.random(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0)), seed)
+    if start is not None:
+        shapes, given = {name: array.shape for name, array in parameters.arrays(model).items()}, parameters.arrays(start)
+        taken = {name: array for name, array in given.items() if shapes.get(name) == array.shape}
+        logging.info("%d of %d tensors begin as the tokenizer's", len(taken), len(shapes))
+        model = parameters.with_arrays(model, taken)
+    batches = _batches(pictures, stage.training, seed)
+    model = fit(model, kl_loss, batches, config=stage.training, trainable=lora.is_parameter, directory=folder, seed=seed)
+    latents = _in_batches(lambda rows: _moments(model, rows), pictures[:CODEBOOK_PICTURES])
+    shift, scale = float(latents.mean()), float(1.0 / latents.std())
+    return model, dataclasses.replace(config, shift_factor=round(shift, 4), scaling_factor=round(scale, 4))
+
+
+def _batches(pictures: np.ndarray, training: ConfigDict, seed: int) -> loader.Batches:
+    processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    return loader.batches({"pictures": pictures}, batch_size=training.batch_size, seed=seed, **processes)
+
+
+@parameters.jit
+def _project(model: VQModel, pictures: jax.Array) -> jax.Array:
+    return model.codebook.project(model.latents(to_pixels(pictures)))
+
+
+@parameters.jit
+def _moments(model: AutoencoderKL, pictures: jax.Array) -> jax.Array:
+    return model.moments(to_pixels(pictures))[0]
+
+
+@parameters.jit
+def _through_vq(model: VQModel, pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
+    indices = model.encode(to_pixels(pictures))
+    return model.decode(indices), indices
+
+
+@parameters.jit
+def _through_kl(model: AutoencoderKL, pictures: jax.Array) -> jax.Array:
+    return model.decode(model.moments(to_pixels(pictures))[0])
+
+
+def _in_batches(run: Callable[[jax.Array], jax.Array], pictures: np.ndarray, size: int = 64) -> np.ndarray:
+    """run() of batches of one shape, the rows put together on the host."""
+    size, parts = sharding.padded(size), []
+    for begin in range(0, len(pictures), size):
+        rows = np.minimum(np.arange(begin, begin + size), len(pictures) - 1)
+        parts.append(sharding.to_host(run(sharding.put_batch(pictures[rows], sharding.current())))[: len(pictures) - begin])
+    return np.concatenate(parts)
+
+
+def _latents(model: VQModel, pictures: np.ndarray) -> np.ndarray:
+    return _in_batches(lambda rows: _project(model, rows), pictures).reshape(-1, model.config.codebook_embed_dim)
+
+
+def sphere_centres(points: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """k-means on the unit sphere: `count` centres [count, width] of points [n, width] of length 1. An empty cluster is given a random point.
+
+    Raises ValueError if there are fewer points than centres.
+    """
+    rng = np.random.default_rng(seed)
+    centres = points[rng.choice(len(points), count, replace=False)]
+
+    @jax.jit
+    def assign(centres: jax.Array, points: jax.Array) -> jax.Array:
+        return jnp.argmax(points @ centres.T, axis=1)
+
+    for _ in range(KMEANS_ROUNDS):
+        nearest = np.concatenate([np.asarray(assign(centres, points[begin : begin + 16384])) for begin in range(0, len(points), 16384)])
+        sums = np.stack([np.bincount(nearest, points[:, column], count) for column in range(points.shape[1])], axis=1)
+        empty = np.bincount(nearest, minlength=count) == 0
+        sums[empty] = points[rng.choice(len(points), int(empty.sum()))]
+        centres = (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    return centres
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Peak signal to noise ratio in dB of each of two rows of images in [-1, 1], [n, h, w, 3] -> [n]."""
+    squared = np.square(np.clip(a, -1, 1) - b).mean((1, 2, 3))
+    return 10 * np.log10(4 / np.maximum(squared, 1e-10))
+
+
+def vq_scores(model: VQModel, pictures: np.ndarray) -> dict[str, float]:
+    """Reconstruction PSNR in dB (the mean over pictures) and the share of codes in use on pictures [n, size, size, 3] uint8."""
+    targets = np.asarray(pictures, np.float32) / 127.5 - 1
+    drawn = _in_batches(lambda rows: _through_vq(model, rows)[0], pictures)
+    indices = _in_batches(lambda rows: _through_vq(model, rows)[1], pictures)
+    return {"psnr": float(psnr(drawn, targets).mean()), "codes_in_use": len(np.unique(indices)) / model.config.codebook_size}
+
+
+def kl_scores(model: AutoencoderKL, pictures: np.ndarray) -> dict[str, float]:
+    """Reconstruction PSNR in dB, the mean over pictures [n, size, size, 3] uint8."""
+    targets = np.asarray(pictures, np.float32) / 127.5 - 1
+    return {"psnr": float(psnr(_in_batches(lambda rows: _through_kl(model, rows), pictures), targets).mean())}
