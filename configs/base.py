@@ -37,6 +37,7 @@ def subject_tuning() -> ConfigDict:
     """Stage 1. The LoRA goes on the joint attention's projections (diffusers); its rank is ours."""
     return ConfigDict(
         dict(
+            source="photos",  # photos | proxies: those of the field `proxies` (the paper's control, a diffusion model tuned on proxies)
             mode="lora",  # lora | full
             lora=ConfigDict(dict(rank=16, alpha=16.0, pattern=r"(blocks|dual_blocks|last_block)\.attention\.(img|txt)_(q|k|v|o)")),
             prompt="a photo of {token} {class_noun}",  # diffusers
@@ -57,9 +58,14 @@ def proxy_tuning() -> ConfigDict:
     return ConfigDict(
         dict(
             source="proxies",  # proxies | photos: the paper's direct-tuning baseline
+            num_proxies=0,  # only the first so many of a proxy set; 0: all
             mode="lora",
             lora=ConfigDict(dict(rank=16, alpha=16.0, pattern=r"blocks\.(q|k|v|o|gate|up|down)")),
             prompt="a photo of {token} {class_noun}",  # of photos; proxies carry their own
+            # Prior preservation as in stage 1, on class images of the untuned student. weight 0: off (ours)
+            prior=ConfigDict(
+                dict(weight=0.0, num_images=100, prompt="a photo of {class_noun}", guidance_scale=7.5, top_k=1000, top_p=1.0, temperature=1.0)
+            ),
             augment="none",
             augment_variants=1,
             class_dropout=0.1,  # LlamaGen
@@ -74,12 +80,16 @@ def pretraining() -> ConfigDict:
     """Training a micro checkpoint from nothing on pictures of the micro-world (configs/micro/)."""
     return ConfigDict(
         dict(
-            recipe="vq",  # vq | kl | text_encoders | supervisor | student | dino | clip | probes
+            recipe="vq",  # vq | kl | text_encoders | metrics | probes | supervisor | student
             model=ConfigDict(),  # its sizes, in the fields of its official config.json
-            parts=ConfigDict(dict(start="")),  # finished checkpoints it needs; start: the one it begins as
+            # Finished checkpoints it needs: of kl the tokenizer it begins as, of probes the one that some pictures go through,
+            # of supervisor the pipeline whose autoencoder and text encoders it has
+            parts=ConfigDict(dict(start="", vq="", encoders="")),
             pictures=50_000,  # of the pre-training set
             pictures_cache="runs/micro/pictures",  # where they are kept: the recipes share them
             resolution=48,
+            empty_captions=0.1,  # supervisor: the share of pictures without a caption, for guidance
+            shift=1.0,  # supervisor: the timestep shift; 3 is SD3's at 1024 px
             unquantised=training(),  # vq: steps before there is a codebook
             training=training(),
         )
@@ -100,6 +110,8 @@ def get_config() -> ConfigDict:
             live=False,  # a pet or person: DreamBench's live-subject prompts; else its object prompts
         )
     )
+    # The proxy set of whatever stage has the source "proxies", as another run wrote it; "": stage 3 takes this run's own.
+    config.proxies = ""  # e.g. runs/other/proxy_generation/dataset
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: the devices that remain
     config.compute = ConfigDict(dict(dtype="bfloat16", remat="full", unroll=False))
 

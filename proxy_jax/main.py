@@ -93,7 +93,9 @@ def check_config_flags(arguments: list[str]) -> None:
     path = Path(path)
     if not path.is_file():
         raise CommandLineError(f"there is no config file {path} (seen from {Path.cwd()}); there are {listing}")
-    sys.path.insert(0, str(path.resolve().parent.parent))  # configs import each other as `from configs import base`
+    # Configs import each other as `from configs import base`, those in a folder of their own too.
+    folders = [folder for folder in path.resolve().parents if folder.name == "configs"]
+    sys.path.insert(0, str((folders[0] if folders else path.resolve().parent).parent))
     config = runpy.run_path(str(path))["get_config"](*argument)
     if not isinstance(config, ConfigDict):
         raise CommandLineError(f"get_config() of {path} returns no ConfigDict but {type(config).__name__}")

@@ -126,6 +126,12 @@ def _in_batches(run: Callable[[jax.Array], jax.Array], pictures: np.ndarray, siz
     return np.concatenate(parts)
 
 
+def reconstructions(model: VQModel, pictures: np.ndarray) -> np.ndarray:
+    """Pictures [n, size, size, 3] uint8 after encoding and decoding, uint8."""
+    drawn = _in_batches(lambda rows: _through_vq(model, rows)[0], pictures)
+    return np.rint((np.clip(drawn, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
 def _latents(model: VQModel, pictures: np.ndarray) -> np.ndarray:
     return _in_batches(lambda rows: _project(model, rows), pictures).reshape(-1, model.config.codebook_embed_dim)
 

@@ -91,25 +91,36 @@ T5 = T5Encoder, T5Config, t5.table
 
 def supervisor(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
     """Writes an SD3 pipeline in the diffusers layout; sizes: the config.json of each of its parts."""
-    _diffusers((SD3Transformer, SD3Config, mmdit.table), "SD3Transformer2DModel", sizes["transformer"], folder / "transformer", seed)
+    denoiser(sizes["transformer"], folder, seed, shift=3.0)
     _diffusers((AutoencoderKL, AutoencoderKLConfig, autoencoder_kl.table), "AutoencoderKL", sizes["vae"], folder / "vae", seed)
     for number, name in enumerate(("text_encoder", "text_encoder_2")):
         _transformers(CLIP_TEXT, "CLIPTextModelWithProjection", "clip_text_model", sizes[name], folder / name, seed + number)
         clip_tokenizer(sizes[name]["max_position_embeddings"]).save_pretrained(folder / name.replace("text_encoder", "tokenizer"))
     _transformers(T5, "T5EncoderModel", "t5", sizes["text_encoder_3"], folder / "text_encoder_3", seed)
     t5_tokenizer(512).save_pretrained(folder / "tokenizer_3")
-    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+
+
+def denoiser(sizes: Mapping[str, Any], folder: Path, seed: int, *, shift: float) -> None:
+    """Writes a pipeline's denoiser, its scheduler (with the timestep shift) and model_index.json; sizes: the denoiser's config.json."""
+    _diffusers((SD3Transformer, SD3Config, mmdit.table), "SD3Transformer2DModel", sizes, folder / "transformer", seed)
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": shift}
     files.write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     files.write_json(folder / "model_index.json", {"_class_name": "StableDiffusion3Pipeline"} | PIPELINE)
 
 
 def student(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
     """Writes LlamaGen's decoder and tokenizer, each with its sizes beside it, and the text encoder's folder."""
-    for name, part in (("gpt", (LlamaGen, LlamaGenConfig, llamagen.table)), ("vq", (VQModel, VQConfig, vqgan.table))):
-        save(*_model(part, sizes[name], seed), folder / f"{name}.safetensors")
-        files.write_json(folder / f"{name}.json", sizes[name])
+    decoder(sizes["gpt"], folder, seed)
+    save(*_model((VQModel, VQConfig, vqgan.table), sizes["vq"], seed), folder / "vq.safetensors")
+    files.write_json(folder / "vq.json", sizes["vq"])
     _transformers(T5, "T5EncoderModel", "t5", sizes["text_encoder"], folder / "text_encoder", seed + 1)
     t5_tokenizer(512).save_pretrained(folder / "text_encoder")
+
+
+def decoder(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
+    """Writes LlamaGen's decoder, gpt.safetensors, with its sizes beside it."""
+    save(*_model((LlamaGen, LlamaGenConfig, llamagen.table), sizes, seed), folder / "gpt.safetensors")
+    files.write_json(folder / "gpt.json", sizes)
 
 
 def metrics(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:

@@ -7,14 +7,15 @@ from collections.abc import Callable
 import skia
 
 from proxy_jax.data.microworld.drawing import (
+    GROUND,
     OUTLINE,
+    STRETCH,
     Anchors,
     Point,
     accessory,
     curve,
     darker,
     ellipse,
-    eye,
     fill,
     lighter,
     line,
@@ -27,10 +28,8 @@ from proxy_jax.data.microworld.drawing import (
 )
 from proxy_jax.data.microworld.looks import PALETTE, Colour, Identity
 
-Draw = Callable[[skia.Canvas, Identity], Anchors]
+Drawing = Callable[[skia.Canvas, Identity], Anchors | None]
 
-GROUND = 0.95
-STRETCH = 0.12  # share by which the proportions of an identity change width and height
 INK = (0.13, 0.11, 0.14)
 CREAM = (0.99, 0.95, 0.87)
 WHITE = (0.99, 0.99, 0.98)
@@ -44,17 +43,19 @@ LAMP = (1.0, 0.91, 0.45)
 IRISES = ((0.62, 0.86, 0.30), (0.98, 0.82, 0.25), (0.42, 0.80, 0.92))  # of the cat, by variant
 
 
-def _proportioned(draw: Draw) -> Draw:
-    """A drawing function stretched by the identity's proportions, its feet on the ground; so are its anchors."""
+def _proportioned(draw: Drawing) -> Drawing:
+    """A drawing function stretched by the identity's proportions, its feet on the ground; so are its anchors, if it has them."""
 
     @functools.wraps(draw)
-    def stretched(canvas: skia.Canvas, identity: Identity) -> Anchors:
+    def stretched(canvas: skia.Canvas, identity: Identity) -> Anchors | None:
         wide, tall = 1 + STRETCH * identity.width, 1 + STRETCH * identity.height
         canvas.save()
         canvas.translate(0, GROUND * (1 - tall))
         canvas.scale(wide, tall)
         anchors = draw(canvas, identity)
         canvas.restore()
+        if anchors is None:
+            return None
 
         def moved(x: float, y: float) -> Point:
             return x * wide, GROUND + (y - GROUND) * tall
@@ -117,7 +118,7 @@ def _strokes(*lines: tuple[Point, ...]) -> skia.Path:
 
 
 def _two_eyes(canvas: skia.Canvas, x: float, y: float, radius: float) -> None:
-    """The toolbox's eye, at x and at -x."""
+    """Dark eyes with white rims and highlights, at x and at -x."""
     canvas.drawPath(_discs((x, y, radius, radius)), paint(WHITE))
     canvas.drawPath(_discs((x, y, radius * 0.76, radius * 0.76)), paint(INK))
     canvas.drawPath(_strokes(*(((side * x - radius * 0.25, y - radius * 0.28),) * 2 for side in (-1, 1))), paint(WHITE, stroke=radius * 0.48))
@@ -292,7 +293,7 @@ def _plush_arms() -> skia.Path:
 
 
 @_proportioned
-def stuffed_animal(canvas: skia.Canvas, identity: Identity) -> Anchors:
+def stuffed_animal(canvas: skia.Canvas, identity: Identity) -> None:
     """A sitting plush animal with seams and a patch on its belly; its variant is the shape of its ears."""
     plush, second = _colours(identity)
     fill(canvas, _plush_arms(), plush)
@@ -305,7 +306,6 @@ def stuffed_animal(canvas: skia.Canvas, identity: Identity) -> Anchors:
     canvas.drawPath(_seams(), paint(darker(second, 0.6), stroke=0.04))
     _plush_face(canvas)
     accessory(canvas, identity, 0.42, -0.42, 0.46)
-    return Anchors(head=(-0.5, -0.54, 0.5, 0.3), eyes=((-0.26, -0.12), (0.26, -0.12)), neck=(0.0, 0.28, 0.34), torso=(-0.46, 0.26, 0.46, 0.84))
 
 
 # --- toy ---
@@ -342,21 +342,21 @@ def _duck_bill() -> skia.Path:
     return smooth(((-0.6, -0.3), (-0.76, -0.24), (-0.9, -0.2), (-0.86, -0.06), (-0.7, -0.04), (-0.54, -0.08)))
 
 
-def _duck(canvas: skia.Canvas, identity: Identity) -> Anchors:
+def _duck(canvas: skia.Canvas, identity: Identity) -> None:
     _, second = _colours(identity)
     _key(canvas, 0.3, 0.2)
     patterned(canvas, _duck_body(), identity)
     fill(canvas, _duck_wing(), second)
     patterned(canvas, ellipse(-0.32, -0.3, 0.42, 0.42), identity)
     fill(canvas, _duck_bill(), BILL)
-    eye(canvas, -0.44, -0.4, 0.13)
+    for x, y, radius, colour in ((-0.44, -0.4, 0.13, (0.98, 0.98, 0.98)), (-0.44, -0.4, 0.0936, (0.1, 0.09, 0.12)), (-0.4725, -0.4364, 0.0312, (1.0, 1.0, 1.0))):
+        canvas.drawPath(ellipse(x, y, radius), paint(colour))
     fill(canvas, _box(-0.66, 0.6, 0.66, 0.74, 0.06), second)
     _wheels(canvas, 0.44, 0.19, second)
     accessory(canvas, identity, -0.06, -0.54, 0.46)
-    return Anchors(head=(-0.7, -0.72, 0.08, 0.1), eyes=((-0.58, -0.38), (-0.2, -0.38)), neck=(-0.3, 0.1, 0.36), torso=(-0.6, 0.12, 0.6, 0.6))
 
 
-def _robot(canvas: skia.Canvas, identity: Identity) -> Anchors:
+def _robot(canvas: skia.Canvas, identity: Identity) -> None:
     _, second = _colours(identity)
     canvas.save()
     canvas.rotate(75)
@@ -377,7 +377,6 @@ def _robot(canvas: skia.Canvas, identity: Identity) -> Anchors:
     canvas.drawPath(_strokes(*(((x, -0.06), (x, 0.03)) for x in (-0.12, 0, 0.12))), paint(INK, stroke=0.03))
     _wheels(canvas, 0.3, 0.19, second)
     accessory(canvas, identity, 0.44, -0.53, 0.46)
-    return Anchors(head=(-0.48, -0.54, 0.48, 0.12), eyes=((-0.21, -0.28), (0.21, -0.28)), neck=(0.0, 0.14, 0.42), torso=(-0.46, 0.14, 0.46, 0.74))
 
 
 @functools.cache
@@ -385,7 +384,7 @@ def _car_cabin() -> skia.Path:
     return smooth(((-0.56, 0.3), (-0.44, -0.44), (-0.2, -0.5), (0.34, -0.5), (0.5, -0.4), (0.68, 0.3), (0.4, 0.4), (-0.3, 0.4)))
 
 
-def _car(canvas: skia.Canvas, identity: Identity) -> Anchors:
+def _car(canvas: skia.Canvas, identity: Identity) -> None:
     _, second = _colours(identity)
     _key(canvas, 0.1, -0.36)
     fill(canvas, _car_cabin(), second)
@@ -395,13 +394,12 @@ def _car(canvas: skia.Canvas, identity: Identity) -> Anchors:
     fill(canvas, _discs((0.76, 0.32, 0.1, 0.12)), LAMP)
     _wheels(canvas, 0.46, 0.27, second)
     accessory(canvas, identity, 0.04, 0.4, 0.46)
-    return Anchors(head=(-0.42, -0.48, 0.52, 0.1), eyes=((-0.16, -0.11), (0.29, -0.11)), neck=(0.05, 0.08, 0.5), torso=(-0.6, 0.1, 0.6, 0.66))
 
 
 @_proportioned
-def toy(canvas: skia.Canvas, identity: Identity) -> Anchors:
+def toy(canvas: skia.Canvas, identity: Identity) -> None:
     """A wind-up toy on wheels; its variant: a duck, a robot, a car."""
-    return (_duck, _robot, _car)[identity.variant](canvas, identity)
+    (_duck, _robot, _car)[identity.variant](canvas, identity)
 
 
 # --- cartoon ---
@@ -468,7 +466,7 @@ def _grin() -> tuple[skia.Path, skia.Path]:
 
 
 @_proportioned
-def cartoon(canvas: skia.Canvas, identity: Identity) -> Anchors:
+def cartoon(canvas: skia.Canvas, identity: Identity) -> None:
     """A grinning cartoon monster in thick outlines; its variant: one eye and horns, three eyes and feelers, two unlike eyes and a crest."""
     _, second = _colours(identity)
     _monster_limbs(canvas, second)
@@ -487,9 +485,6 @@ def cartoon(canvas: skia.Canvas, identity: Identity) -> Anchors:
     canvas.drawPath(ellipse(0, 0.5, 0.14, 0.06), paint(TONGUE))
     canvas.drawPath(teeth, paint(WHITE))
     accessory(canvas, identity, 0.46, -0.38, 0.46)
-    spectacles = (((-0.26, -0.16), (0.26, -0.16)), ((-0.3, -0.02), (0.3, -0.02)), ((-0.2, -0.16), (0.26, -0.1)))[identity.variant]
-    half = (0.5, 0.4, 0.54)[identity.variant]
-    return Anchors(head=(-half, -0.5, half, 0.16), eyes=spectacles, neck=(0.0, 0.62, 0.52), torso=(-0.62, 0.5, 0.62, 0.84))
 
 
 ANIMALS = {"dog": dog, "cat": cat, "stuffed animal": stuffed_animal, "toy": toy, "cartoon": cartoon}

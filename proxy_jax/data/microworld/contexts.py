@@ -7,12 +7,12 @@ and hides most of it, so what tells a setting is large and at the sides, the top
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import MappingProxyType
 
 import skia
 
-from proxy_jax.data.microworld.drawing import Point, curve, darker, ellipse, lighter, line, mix, paint, polygon, rounded, smooth
+from proxy_jax.data.microworld.drawing import Box, Point, boxes, circles, curve, darker, ellipse, lighter, line, mix, paint, polygon, rounded, smooth, star
 from proxy_jax.data.microworld.looks import Colour
 
 Draw = Callable[[skia.Canvas, int], None]
@@ -46,31 +46,16 @@ def _graded(canvas: skia.Canvas, path: skia.Path, top: Colour, bottom: Colour) -
 
 def _layer(canvas: skia.Canvas, start: float, end: float, top: Colour, bottom: Colour) -> None:
     """A layer right across the picture, from y = start to y = end."""
-    _graded(canvas, _boxes([(-0.1, start, 1.1, end)]), top, bottom)
+    _graded(canvas, boxes([(-0.1, start, 1.1, end)]), top, bottom)
 
 
 def _sky(canvas: skia.Canvas, other: int, horizon: float) -> None:
     _layer(canvas, 0, horizon, SKY[other], PALE_SKY)
 
 
-def _boxes(boxes: Sequence[tuple[float, float, float, float]]) -> skia.Path:
-    path = skia.Path()
-    for box in boxes:
-        path.addRect(skia.Rect.MakeLTRB(*box))
-    return path
-
-
-def _discs(discs: Sequence[tuple[float, float, float]]) -> skia.Path:
-    """One path of many discs (x, y, radius)."""
-    path = skia.Path()
-    for disc in discs:
-        path.addCircle(*disc)
-    return path
-
-
 def _cloud(canvas: skia.Canvas, x: float, y: float, size: float) -> None:
     parts = ((-0.55, 0.08, 0.3), (0, -0.06, 0.45), (0.55, 0.06, 0.34))
-    canvas.drawPath(_discs([(x + dx * size, y + dy * size, radius * size) for dx, dy, radius in parts]), paint(WHITE, 0.92))
+    canvas.drawPath(circles([(x + dx * size, y + dy * size, radius * size) for dx, dy, radius in parts]), paint(WHITE, 0.92))
 
 
 def _ground(canvas: skia.Canvas, y: float, top: Colour, bottom: Colour, bulge: float = 0.04) -> None:
@@ -114,7 +99,7 @@ def _leaf(canvas: skia.Canvas, foot: Point, tip: Point, width: float, colour: Co
 def _jungle(canvas: skia.Canvas, other: int) -> None:
     _layer(canvas, 0, 1.05, (_hex(0x2C7A45), _hex(0x2A7A5C))[other], _hex(0xA5D66A))
     _ground(canvas, 0.72, _hex(0x4B7A32), _hex(0x2B4D23))
-    canvas.drawPath(_boxes([(0.04, 0, 0.12, 0.8), (0.86, 0, 0.95, 0.8)]), paint(_hex(0x5A4630)))
+    canvas.drawPath(boxes([(0.04, 0, 0.12, 0.8), (0.86, 0, 0.95, 0.8)]), paint(_hex(0x5A4630)))
     curve(canvas, (0.1, 0.02), (0.5, 0.3 - 0.06 * other), (0.9, 0.02), _hex(0x3D5B24), 0.025)
     dark, bright = _hex(0x1D6B36), _hex(0x3DA548)
     for side in (0, 1):
@@ -132,7 +117,7 @@ def _jungle_front(canvas: skia.Canvas, other: int) -> None:
 
 
 def _pine(canvas: skia.Canvas, x: float, foot: float, height: float, needles: Colour, snow: bool) -> None:
-    canvas.drawPath(_boxes([(x - 0.02, foot - 0.1 * height, x + 0.02, foot)]), paint(BARK))
+    canvas.drawPath(boxes([(x - 0.02, foot - 0.1 * height, x + 0.02, foot)]), paint(BARK))
     for i in range(3):
         top, half = foot - height * (1 - 0.24 * i), height * (0.2 + 0.07 * i)
         bottom = top + 0.42 * height
@@ -149,7 +134,7 @@ def _snow(canvas: skia.Canvas, other: int) -> None:
     _pine(canvas, 0.92, 0.68, 0.5 + 0.08 * other, _hex(0x2F6B5B), snow=True)
     _ground(canvas, 0.7, WHITE, _hex(0xDDE8F6))
     flakes = [(x, y, 0.018) for x, y in ((0.3, 0.06), (0.5, 0.1), (0.7, 0.05), (0.26, 0.28), (0.76, 0.26), (0.03, 0.12), (0.96, 0.1))]
-    canvas.drawPath(_discs(flakes), paint(WHITE))
+    canvas.drawPath(circles(flakes), paint(WHITE))
 
 
 def _palm(canvas: skia.Canvas, foot: Point, top: Point) -> None:
@@ -204,25 +189,25 @@ def _wooden_floor(canvas: skia.Canvas, other: int) -> None:
         canvas.drawPath(plank, paint(_hex(0x6E3E18), stroke=0.012))
 
 
-def _tower_block(canvas: skia.Canvas, box: tuple[float, float, float, float], colour: Colour, lit: Colour) -> None:
+def _tower_block(canvas: skia.Canvas, box: Box, colour: Colour, lit: Colour) -> None:
     """A tall building with a regular grid of windows."""
     left, top, right, bottom = box
-    _graded(canvas, _boxes([box]), lighter(colour, 0.1), colour)
+    _graded(canvas, boxes([box]), lighter(colour, 0.1), colour)
     size = (right - left) / 5
     rows = int((bottom - top) / size / 2)
     windows = [(left + size * x, top + size * (1 + 2 * y), left + size * (x + 1), top + size * (2.2 + 2 * y)) for x in (1, 3) for y in range(rows)]
-    canvas.drawPath(_boxes(windows), paint(lit))
+    canvas.drawPath(boxes(windows), paint(lit))
 
 
 def _city(canvas: skia.Canvas, other: int) -> None:
     _layer(canvas, 0, 0.78, (_hex(0x7F9FDD), _hex(0x9B8FD6))[other], _hex(0xFBD9B5))
     far = [(0.12, 0.3, 0.3, 0.8), (0.3, 0.12, 0.44, 0.8), (0.44, 0.22, 0.6, 0.8), (0.6, 0.08, 0.74, 0.8), (0.74, 0.26, 0.9, 0.8)]
-    canvas.drawPath(_boxes(far), paint(_hex(0x8C9AC4)))
+    canvas.drawPath(boxes(far), paint(_hex(0x8C9AC4)))
     lit = _hex(0xFFE38A)
     _tower_block(canvas, (-0.03, 0.05, 0.2, 0.8), _hex(0x3F4F7E), lit)
     _tower_block(canvas, (0.8, 0.12 - 0.06 * other, 1.03, 0.8), _hex(0x584A78), lit)
     _layer(canvas, 0.78, 1.05, _hex(0x6A6D78), _hex(0x4A4C56))
-    canvas.drawPath(_boxes([(x, 0.925, x + 0.16, 0.95) for x in (0.02, 0.3, 0.58, 0.86)]), paint(WHITE))
+    canvas.drawPath(boxes([(x, 0.925, x + 0.16, 0.95) for x in (0.02, 0.3, 0.58, 0.86)]), paint(WHITE))
 
 
 def _peak(canvas: skia.Canvas, x: float, top: float, half: float, colour: Colour) -> None:
@@ -243,31 +228,31 @@ def _mountain(canvas: skia.Canvas, other: int) -> None:
 
 
 def _window(canvas: skia.Canvas, left: float, top: float, size: float) -> None:
-    canvas.drawPath(_boxes([(left, top, left + size, top + 1.2 * size)]), paint(WHITE))
+    canvas.drawPath(boxes([(left, top, left + size, top + 1.2 * size)]), paint(WHITE))
     rim, pane = 0.14 * size, 0.32 * size
     corners = [(left + x, top + y) for x in (rim, size - rim - pane) for y in (rim, 1.2 * size - rim - 1.35 * pane)]
-    canvas.drawPath(_boxes([(x, y, x + pane, y + 1.35 * pane) for x, y in corners]), paint(_hex(0x35507E)))
+    canvas.drawPath(boxes([(x, y, x + pane, y + 1.35 * pane) for x, y in corners]), paint(_hex(0x35507E)))
 
 
 def _blue_house(canvas: skia.Canvas, other: int) -> None:
     _layer(canvas, 0, 0.78, (_hex(0xCFEBF7), _hex(0xF7E6CF))[other], _hex(0xF4FAF4))
-    _graded(canvas, _boxes([(0.0, 0.34, 0.8, 0.8)]), _hex(0x3A7BE0), _hex(0x2A5FBE))
+    _graded(canvas, boxes([(0.0, 0.34, 0.8, 0.8)]), _hex(0x3A7BE0), _hex(0x2A5FBE))
     _window(canvas, 0.04, 0.42, 0.15)
     _window(canvas, 0.61, 0.42, 0.15)
     canvas.drawPath(rounded(0.33, 0.48, 0.49, 0.82, 0.02), paint(WHITE))
-    canvas.drawPath(_boxes([(0.6, 0.05, 0.69, 0.3)]), paint(_hex(0x9A4436)))
+    canvas.drawPath(boxes([(0.6, 0.05, 0.69, 0.3)]), paint(_hex(0x9A4436)))
     _graded(canvas, polygon([(0.4, 0.02), (0.88, 0.37), (-0.08, 0.37)]), _hex(0xB5402F), _hex(0xD95B43))
-    canvas.drawPath(_discs([(0.94, 0.52, 0.1), (0.98, 0.4, 0.09), (0.9, 0.66, 0.1)]), paint(_hex(0x4F9E46)))
+    canvas.drawPath(circles([(0.94, 0.52, 0.1), (0.98, 0.4, 0.09), (0.9, 0.66, 0.1)]), paint(_hex(0x4F9E46)))
     _ground(canvas, 0.76, GRASS, DEEP_GRASS, 0.01)
 
 
 def _forest(canvas: skia.Canvas, other: int) -> None:
     _layer(canvas, 0, 0.7, (_hex(0x6FA767), _hex(0x62A57C))[other], _hex(0xD9EAB2))
-    canvas.drawPath(_boxes([(x, 0, x + 0.05, 0.68) for x in (0.27, 0.46, 0.66)]), paint(_hex(0x86925F)))
-    _graded(canvas, _boxes([(0.03, 0, 0.13, 0.72), (0.86, 0, 0.97, 0.72)]), _hex(0x5B3A24), _hex(0x7A5236))
+    canvas.drawPath(boxes([(x, 0, x + 0.05, 0.68) for x in (0.27, 0.46, 0.66)]), paint(_hex(0x86925F)))
+    _graded(canvas, boxes([(0.03, 0, 0.13, 0.72), (0.86, 0, 0.97, 0.72)]), _hex(0x5B3A24), _hex(0x7A5236))
     _ground(canvas, 0.66, _hex(0x6E9144), _hex(0x4A6B2E), 0.01)
     crowns = [(0.0, 0.02, 0.17), (0.2, -0.03, 0.14), (0.4, -0.05, 0.14), (0.6, -0.05, 0.14), (0.8, -0.03, 0.14), (1.0, 0.02, 0.17)]
-    canvas.drawPath(_discs(crowns), paint(_hex(0x2F6B35)))
+    canvas.drawPath(circles(crowns), paint(_hex(0x2F6B35)))
 
 
 def _purple_rug(canvas: skia.Canvas, other: int) -> None:
@@ -328,10 +313,10 @@ def _autumn_tree(canvas: skia.Canvas, other: int) -> None:
     _graded(canvas, trunk, _hex(0x5E3820), _hex(0x7E4E2C))
     deep = [(0.02, 0.32, 0.13), (0.3, 0.26, 0.13), (0.52, 0.17, 0.13), (0.74, 0.11, 0.12), (0.9, 0.1, 0.1)]
     bright = [(0.0, 0.12, 0.17), (0.22, 0.1, 0.17), (0.44, 0.04, 0.15), (0.66, 0.0, 0.13), (0.86, -0.02, 0.11)]
-    canvas.drawPath(_discs(deep), paint(_hex(0xCC4A1E)))
-    canvas.drawPath(_discs(bright), paint(_hex(0xF28A23)))
+    canvas.drawPath(circles(deep), paint(_hex(0xCC4A1E)))
+    canvas.drawPath(circles(bright), paint(_hex(0xF28A23)))
     leaves = [(0.06, 0.94), (0.28, 0.91), (0.5, 0.95), (0.72, 0.91), (0.93, 0.94), (0.94, 0.8), (0.92, 0.4), (0.85, 0.6)]
-    canvas.drawPath(_discs([(x, y, 0.028) for x, y in leaves]), paint(_hex(0xE4581E)))
+    canvas.drawPath(circles([(x, y, 0.028) for x, y in leaves]), paint(_hex(0xE4581E)))
 
 
 @functools.cache
@@ -345,7 +330,7 @@ def _eiffel() -> tuple[skia.Path, skia.Path]:
         iron.quadTo(side * 0.06, 0.6, 0, 0.58)
         iron.lineTo(0, 0.03)
         iron.close()
-    floors = _boxes([(-0.125, 0.565, 0.125, 0.61), (-0.075, 0.38, 0.075, 0.415), (-0.02, 0.0, 0.02, 0.06)])
+    floors = boxes([(-0.125, 0.565, 0.125, 0.61), (-0.075, 0.38, 0.075, 0.415), (-0.02, 0.0, 0.02, 0.06)])
     return iron, floors
 
 
@@ -360,7 +345,7 @@ def _eiffel_tower(canvas: skia.Canvas, other: int) -> None:
     for y, half in ((0.2, 0.024), (0.3, 0.036), (0.47, 0.06), (0.53, 0.07)):  # lattice
         line(canvas, [(-half, y), (half, y)], _hex(0xC9A88C), 0.012)
     canvas.restore()
-    canvas.drawPath(_discs([(x, 0.78, 0.065) for x in (0.5, 0.62, 0.74, 0.86, 0.98)]), paint(_hex(0x4B8F49)))
+    canvas.drawPath(circles([(x, 0.78, 0.065) for x in (0.5, 0.62, 0.74, 0.86, 0.98)]), paint(_hex(0x4B8F49)))
     _ground(canvas, 0.78, _hex(0x93CC62), DEEP_GRASS, 0.005)
 
 
@@ -387,7 +372,7 @@ def _splash() -> skia.Path:
         crown.quadTo(tip * 0.9, -0.3, tip, -0.75)
         crown.quadTo(tip * 0.55, -0.35, valley, -0.2 if valley < 0.6 else 0.3)
     crown.close()
-    crown.addPath(_discs([(-1.1, -1.1, 0.2), (0.0, -1.35, 0.26), (1.1, -1.1, 0.2)]))
+    crown.addPath(circles([(-1.1, -1.1, 0.2), (0.0, -1.35, 0.26), (1.1, -1.1, 0.2)]))
     return crown
 
 
@@ -418,7 +403,7 @@ def _milk_front(canvas: skia.Canvas, other: int) -> None:
 def _sunflower(canvas: skia.Canvas, x: float, y: float, size: float) -> None:
     line(canvas, [(x, y), (x, y + 4 * size)], _hex(0x2F7A2B), 0.03)
     petals = [(x + 0.62 * size * math.sin(i * math.pi / 4), y - 0.62 * size * math.cos(i * math.pi / 4), 0.38 * size) for i in range(8)]
-    canvas.drawPath(_discs(petals), paint(_hex(0xFFC91E)))
+    canvas.drawPath(circles(petals), paint(_hex(0xFFC91E)))
     canvas.drawPath(ellipse(x, y, 0.5 * size), paint(_hex(0x6A3B16)))
 
 
@@ -449,29 +434,23 @@ def _mirror(canvas: skia.Canvas, other: int) -> None:
         canvas.drawPath(streak, paint(WHITE, 0.95))
     canvas.restore()
     for x, y, size in ((0.12, 0.63, 0.1), (0.9, 0.66, 0.08)):
-        _sparkle(canvas, x, y, size)
-
-
-def _sparkle(canvas: skia.Canvas, x: float, y: float, size: float) -> None:
-    radii = [size, 0.3 * size] * 4
-    star = polygon([(x + radius * math.sin(i * math.pi / 4), y - radius * math.cos(i * math.pi / 4)) for i, radius in enumerate(radii)])
-    canvas.drawPath(star, paint(WHITE))
+        canvas.drawPath(star(x, y, size, 4, 0.3), paint(WHITE))
 
 
 def _person(canvas: skia.Canvas, x: float, height: float, foot: float, coat: Colour, legs: Colour) -> None:
     """A simplified passer-by."""
     unit = height / 4
-    canvas.drawPath(_boxes([(x + dx * unit, foot - 1.6 * unit, x + (dx + 0.25) * unit, foot) for dx in (-0.3, 0.05)]), paint(legs))
+    canvas.drawPath(boxes([(x + dx * unit, foot - 1.6 * unit, x + (dx + 0.25) * unit, foot) for dx in (-0.3, 0.05)]), paint(legs))
     canvas.drawPath(rounded(x - 0.5 * unit, foot - 3.1 * unit, x + 0.5 * unit, foot - 1.3 * unit, 0.35 * unit), paint(coat))
     canvas.drawPath(ellipse(x, foot - 3.55 * unit, 0.38 * unit, 0.45 * unit), paint(_hex(0xE9B791)))
 
 
 def _shop(canvas: skia.Canvas, left: float, right: float, wall: Colour, awning: Colour) -> None:
-    canvas.drawPath(_boxes([(left, 0, right, 0.7)]), paint(wall))
-    _graded(canvas, _boxes([(left + 0.03, 0.2, right - 0.03, 0.66)]), _hex(0xBFE3EC), _hex(0x7FB0C4))
+    canvas.drawPath(boxes([(left, 0, right, 0.7)]), paint(wall))
+    _graded(canvas, boxes([(left + 0.03, 0.2, right - 0.03, 0.66)]), _hex(0xBFE3EC), _hex(0x7FB0C4))
     width = (right - left) / 6
-    canvas.drawPath(_boxes([(left, 0.06, right, 0.2)]), paint(WHITE))
-    canvas.drawPath(_boxes([(left + 2 * i * width, 0.06, left + (2 * i + 1) * width, 0.2) for i in range(3)]), paint(awning))
+    canvas.drawPath(boxes([(left, 0.06, right, 0.2)]), paint(WHITE))
+    canvas.drawPath(boxes([(left + 2 * i * width, 0.06, left + (2 * i + 1) * width, 0.2) for i in range(3)]), paint(awning))
 
 
 def _sidewalk(canvas: skia.Canvas, other: int) -> None:
@@ -488,7 +467,7 @@ def _sidewalk(canvas: skia.Canvas, other: int) -> None:
 
 def _dirt_road(canvas: skia.Canvas, other: int) -> None:
     _sky(canvas, other, 0.42)
-    canvas.drawPath(_discs([(0.86, 0.33, 0.1), (0.97, 0.28, 0.12), (0.74, 0.37, 0.06)]), paint(_hex(0x3F8541)))
+    canvas.drawPath(circles([(0.86, 0.33, 0.1), (0.97, 0.28, 0.12), (0.74, 0.37, 0.06)]), paint(_hex(0x3F8541)))
     _ground(canvas, 0.36, _hex(0xA2C95A), _hex(0x6B9A3A), 0.02)
     road = skia.Path()
     road.moveTo(-0.02, 0.42)
@@ -507,8 +486,8 @@ def _white_rug(canvas: skia.Canvas, other: int) -> None:
     _layer(canvas, 0.55, 1.05, _hex(0x7E4A2A), _hex(0x9C6238))
     steps = [2 * math.pi * i / 22 for i in range(22)]
     rim = [(0.5 + 0.45 * math.cos(step), 0.81 + 0.13 * math.sin(step), 0.06) for step in steps]
-    canvas.drawPath(_discs([(x, y + 0.015, radius) for x, y, radius in rim]), paint(_hex(0xC9BFB4)))
-    fluff = _discs(rim)
+    canvas.drawPath(circles([(x, y + 0.015, radius) for x, y, radius in rim]), paint(_hex(0xC9BFB4)))
+    fluff = circles(rim)
     fluff.addPath(ellipse(0.5, 0.81, 0.46, 0.14))
     canvas.drawPath(fluff, paint(_hex(0xFBF8F2)))
 
@@ -521,7 +500,7 @@ def _studio(wall: Colour) -> Draw:
         back = paint(wall)
         stops = [skia.Color4f(*colour, 1.0).toColor() for colour in (lighter(wall, 0.22), wall, edge)]
         back.setShader(skia.GradientShader.MakeRadial(skia.Point(0.42 + 0.05 * other, 0.4), 0.85, stops, [0.0, 0.5, 1.0]))
-        canvas.drawPath(_boxes([(-0.1, 0, 1.1, 1.05)]), back)
+        canvas.drawPath(boxes([(-0.1, 0, 1.1, 1.05)]), back)
         _layer(canvas, 0.72 + 0.03 * other, 1.05, mix(floor, edge, 0.35), floor)
 
     return draw
@@ -540,8 +519,8 @@ def _lawn(canvas: skia.Canvas, other: int) -> None:
 def _room(canvas: skia.Canvas, other: int) -> None:
     _layer(canvas, 0, 0.7, (_hex(0xF6D7AE), _hex(0xF3CFC0))[other], _hex(0xEBC295))
     _layer(canvas, 0.7, 1.05, _hex(0xB08763), _hex(0x8F6747))
-    canvas.drawPath(_boxes([(0.66, 0.04, 0.98, 0.42)]), paint(WHITE))
-    _graded(canvas, _boxes([(0.69, 0.07, 0.81, 0.39), (0.83, 0.07, 0.95, 0.39)]), _hex(0x7CC4F0), _hex(0xD8F1FB))
+    canvas.drawPath(boxes([(0.66, 0.04, 0.98, 0.42)]), paint(WHITE))
+    _graded(canvas, boxes([(0.69, 0.07, 0.81, 0.39), (0.83, 0.07, 0.95, 0.39)]), _hex(0x7CC4F0), _hex(0xD8F1FB))
     _graded(canvas, rounded(-0.12, 0.44, 1.12, 0.74, 0.06), _hex(0xD0574A), _hex(0xA83E36))  # a sofa
     _graded(canvas, rounded(-0.1, 0.54, 0.13, 0.8, 0.06), _hex(0xE06A5A), _hex(0xB84A40))
     _graded(canvas, rounded(0.87, 0.54, 1.1, 0.8, 0.06), _hex(0xE06A5A), _hex(0xB84A40))

@@ -9,28 +9,9 @@ import numpy as np
 
 from proxy_jax.data import cache as disk
 from proxy_jax.data.microworld import benchmark, render
-from proxy_jax.data.microworld.looks import ACCESSORIES, CLASS_NOUNS, COLOURS, PATTERNS, VARIANTS
-from proxy_jax.data.microworld.scenes import OUTFITS, SETTINGS, SURFACES, Scene, draw_allowed, draw_any_template, show
-
-# What can be read from a picture: attribute -> its values
-ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "class_noun": CLASS_NOUNS,
-    "primary": COLOURS,
-    "secondary": COLOURS,
-    "pattern": PATTERNS,
-    "variant": tuple(str(variant) for variant in range(VARIANTS)),
-    "accessory": ACCESSORIES,
-    "setting": SETTINGS,
-    "outfit": OUTFITS,
-    "surface": SURFACES,
-}
-IDENTITY = ("primary", "secondary", "pattern", "variant", "accessory")  # those that make a subject, beside its class
-
-
-def truth(scene: Scene) -> dict[str, int]:
-    """The number of each attribute's value in a scene (of the first subject, where there are two)."""
-    shown = dataclasses.asdict(scene.identity) | {"setting": scene.setting, "outfit": scene.outfit, "surface": scene.surface}
-    return {name: values.index(str(shown[name])) for name, values in ATTRIBUTES.items()}
+from proxy_jax.data.microworld.attributes import ATTRIBUTES, truth
+from proxy_jax.data.microworld.looks import CLASS_NOUNS
+from proxy_jax.data.microworld.scenes import Scene, draw_allowed, draw_any_template, show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +76,10 @@ class HeldOut:
     subjects: np.ndarray  # [n] the subject's number in benchmark.subjects()
     pictures: np.ndarray  # [n, size, size, 3] uint8
 
+    def truths(self) -> dict[str, np.ndarray]:
+        """The true values' numbers, attribute -> [n]."""
+        return {name: np.array([truth(scene)[name] for scene in self.scenes]) for name in ATTRIBUTES}
+
 
 def held_out(size: int) -> HeldOut:
     """30 subjects × 25 prompts, with random poses, variations and light of a seed of their own."""
@@ -106,3 +91,8 @@ def held_out(size: int) -> HeldOut:
         np.array([number for number, _, _ in found]),
         np.stack([render.render(s, size) for s in scenes]),
     )
+
+
+def photos(size: int) -> np.ndarray:
+    """The photos of all held-out subjects, [subjects, photos, size, size, 3] uint8."""
+    return np.stack([[render.render(scene, size) for scene in benchmark.photos(name)] for name in benchmark.subjects()])

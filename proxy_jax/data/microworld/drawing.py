@@ -13,17 +13,20 @@ import skia
 from proxy_jax.data.microworld.looks import PALETTE, Colour, Identity
 
 Point = tuple[float, float]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 OUTLINE = 0.035  # width of outlines in subject units
+GROUND = 0.95  # y that subjects stand on
+STRETCH = 0.12  # share by which identity.width and identity.height change a subject
 
 
 @dataclasses.dataclass(frozen=True)
 class Anchors:
-    """Where things are put on a subject, in its own coordinates. Boxes are (left, top, right, bottom)."""
+    """Where a subject wears things, in its own coordinates."""
 
-    head: tuple[float, float, float, float]  # for hats: the head's box
+    head: Box  # for hats
     eyes: tuple[Point, Point]  # for glasses: centres of left and right eye
     neck: tuple[float, float, float]  # for scarves: x, y, half width
-    torso: tuple[float, float, float, float]  # for shirts
+    torso: Box  # for shirts
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
@@ -69,6 +72,27 @@ def polygon(points: Sequence[Point]) -> skia.Path:
     return path
 
 
+def boxes(places: Sequence[Box]) -> skia.Path:
+    path = skia.Path()
+    for place in places:
+        path.addRect(skia.Rect.MakeLTRB(*place))
+    return path
+
+
+def circles(places: Sequence[tuple[float, float, float]]) -> skia.Path:
+    """One path of many circles (x, y, radius)."""
+    path = skia.Path()
+    for place in places:
+        path.addCircle(*place)
+    return path
+
+
+def star(x: float, y: float, radius: float, points: int, inner: float) -> skia.Path:
+    """A star with one point upwards; inner: the radius of its inner corners, as a share of the outer one."""
+    radii = [radius, radius * inner] * points
+    return polygon([(x + r * math.sin(i * math.pi / points), y - r * math.cos(i * math.pi / points)) for i, r in enumerate(radii)])
+
+
 def smooth(points: Sequence[Point]) -> skia.Path:
     """A closed smooth curve through the middles of the sides of a polygon, bent towards its corners."""
     path, count = skia.Path(), len(points)
@@ -80,14 +104,18 @@ def smooth(points: Sequence[Point]) -> skia.Path:
     return path
 
 
+def _lit(path: skia.Path, stops: Sequence[tuple[float, float, float, float]], middle: float) -> skia.Paint:
+    """A gradient over a path in the direction of the light, which falls from above left, of three colours (red, green, blue, alpha)."""
+    box, made = path.getBounds(), skia.Paint(AntiAlias=True)
+    ends = [skia.Point(box.left(), box.top()), skia.Point(box.left() + 0.35 * box.width(), box.bottom())]
+    colours = [skia.Color4f(*stop).toColor() for stop in stops]
+    made.setShader(skia.GradientShader.MakeLinear(ends, colours, [0.0, middle, 1.0]))
+    return made
+
+
 def fill(canvas: skia.Canvas, path: skia.Path, colour: Colour, *, outline: bool = True) -> None:
     """Fills a path with a soft gradient of the colour, light from above left, and a darker outline."""
-    box = path.getBounds()
-    shaded = paint(colour)
-    stops = [skia.Color4f(*c, 1.0).toColor() for c in (lighter(colour, 0.22), colour, darker(colour, 0.25))]
-    corners = [skia.Point(box.left(), box.top()), skia.Point(box.left() + 0.35 * box.width(), box.bottom())]
-    shaded.setShader(skia.GradientShader.MakeLinear(corners, stops, [0.0, 0.45, 1.0]))
-    canvas.drawPath(path, shaded)
+    canvas.drawPath(path, _lit(path, [(*shade, 1.0) for shade in (lighter(colour, 0.22), colour, darker(colour, 0.25))], 0.45))
     if outline:
         canvas.drawPath(path, paint(darker(colour, 0.55), stroke=OUTLINE))
 
@@ -123,13 +151,8 @@ def patterned(canvas: skia.Canvas, path: skia.Path, identity: Identity) -> None:
         canvas.scale(box.width(), box.height())
         canvas.drawPath(_pattern(identity.pattern), paint(secondary))
         canvas.restore()
-    # the same light on the pattern as on the body
-    box = path.getBounds()
-    shade = skia.Paint(AntiAlias=True)
-    stops = [skia.Color4f(1, 1, 1, 0.16).toColor(), skia.Color4f(1, 1, 1, 0.0).toColor(), skia.Color4f(0, 0, 0.05, 0.22).toColor()]
-    corners = [skia.Point(box.left(), box.top()), skia.Point(box.left() + 0.35 * box.width(), box.bottom())]
-    shade.setShader(skia.GradientShader.MakeLinear(corners, stops, [0.0, 0.4, 1.0]))
-    canvas.drawPath(path, shade)
+    # Light over both, so that the pattern is shaded too.
+    canvas.drawPath(path, _lit(path, [(1, 1, 1, 0.16), (1, 1, 1, 0.0), (0, 0, 0.05, 0.22)], 0.4))
     canvas.drawPath(path, paint(darker(primary, 0.55), stroke=OUTLINE))
 
 
@@ -164,19 +187,4 @@ def accessory(canvas: skia.Canvas, identity: Identity, x: float, y: float, size:
             fill(canvas, polygon([(x, y), (x + side * wing, y - half), (x + side * wing, y + half)]), colour)
         fill(canvas, ellipse(x, y, size * 0.14), darker(colour, 0.2))
     elif identity.accessory == "star":
-        radius = size / 2
-        points = [
-            (
-                x + math.sin(i * math.pi / 5) * radius * (1 if i % 2 == 0 else 0.45),
-                y - math.cos(i * math.pi / 5) * radius * (1 if i % 2 == 0 else 0.45),
-            )
-            for i in range(10)
-        ]
-        fill(canvas, polygon(points), colour)
-
-
-def eye(canvas: skia.Canvas, x: float, y: float, radius: float) -> None:
-    """A round eye with a white rim, a dark pupil and a highlight."""
-    canvas.drawPath(ellipse(x, y, radius), paint((0.98, 0.98, 0.98)))
-    canvas.drawPath(ellipse(x, y, radius * 0.72), paint((0.1, 0.09, 0.12)))
-    canvas.drawPath(ellipse(x - radius * 0.25, y - radius * 0.28, radius * 0.24), paint((1.0, 1.0, 1.0)))
+        fill(canvas, star(x, y, size / 2, 5, 0.45), colour)

@@ -2,14 +2,17 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import skia
 
 from proxy_jax.data.microworld.drawing import (
+    GROUND,
     OUTLINE,
+    STRETCH,
     Point,
     accessory,
+    circles,
     curve,
     darker,
     ellipse,
@@ -26,9 +29,7 @@ from proxy_jax.data.microworld.looks import PALETTE, Colour, Identity
 
 Drawing = Callable[[skia.Canvas, Identity], None]
 
-GROUND = 0.95  # y that things stand on
 SIZE = 0.97  # of a thing of usual proportions, against the numbers below
-STRETCH = 0.12  # share by which identity.width and identity.height change a thing
 CREAM: Colour = (0.99, 0.98, 0.95)
 INK: Colour = (0.16, 0.15, 0.2)
 STEEL: Colour = (0.76, 0.79, 0.83)
@@ -91,24 +92,16 @@ def _glint(canvas: skia.Canvas, start: Point, control: Point, end: Point, width:
     canvas.drawPath(path, paint(GLINT, 0.5, stroke=width))
 
 
-@functools.cache
-def _circles(centres: tuple[Point, ...], radius: float) -> skia.Path:
-    path = skia.Path()
-    for x, y in centres:
-        path.addCircle(x, y, radius)
-    return path
-
-
-def _cloud(canvas: skia.Canvas, centres: tuple[Point, ...], radius: float, colour: Colour) -> None:
+def _cloud(canvas: skia.Canvas, centres: Sequence[Point], radius: float, colour: Colour) -> None:
     """Circles grown together, with one outline around them all."""
-    canvas.drawPath(_circles(centres, radius + OUTLINE), paint(darker(colour, 0.55)))
-    canvas.drawPath(_circles(centres, radius), paint(colour))
+    canvas.drawPath(circles([(x, y, radius + OUTLINE) for x, y in centres]), paint(darker(colour, 0.55)))
+    canvas.drawPath(circles([(x, y, radius) for x, y in centres]), paint(colour))
 
 
 def _flower(canvas: skia.Canvas, x: float, y: float, size: float, colour: Colour) -> None:
     """A daisy of five petals."""
     angles = [2 * math.pi * i / 5 for i in range(5)]
-    _cloud(canvas, tuple((x + math.sin(angle) * size * 0.55, y - math.cos(angle) * size * 0.55) for angle in angles), size * 0.48, colour)
+    _cloud(canvas, [(x + math.sin(angle) * size * 0.55, y - math.cos(angle) * size * 0.55) for angle in angles], size * 0.48, colour)
     heart = GOLD if colour != PALETTE["yellow"] else FLAME
     canvas.drawPath(ellipse(x, y, size * 0.44), paint(darker(heart, 0.45)))
     canvas.drawPath(ellipse(x, y, size * 0.36), paint(heart))
@@ -326,9 +319,8 @@ def sneaker(canvas: skia.Canvas, identity: Identity) -> None:
         fill(canvas, rounded(-0.87, 0.56, 0.88, GROUND, 0.1), secondary)
         for x in (-0.58, -0.2, 0.18, 0.56):
             line(canvas, [(x, 0.76), (x, 0.88)], darker(secondary, 0.5), 0.08)
-    if identity.variant == 2:
-        _laces(canvas, (*INSTEP[:1], (0.22, 0.1)), (-0.26, 0.3), secondary, 0.2)
-    else:
+        _laces(canvas, (INSTEP[0], (0.22, 0.1)), (-0.26, 0.3), secondary, 0.2)
+    if identity.variant != 2:
         _laces(canvas, INSTEP, (-0.15, 0.19), CREAM, 0.12)
     accessory(canvas, identity, -0.58, 0.24, 0.46)
 
@@ -421,9 +413,8 @@ def teapot(canvas: skia.Canvas, identity: Identity) -> None:
     fill(canvas, _outline(*spout, (0.82, 0.1), (0.86, 0.6), (0.4, 0.74)), secondary)
     fill(canvas, rounded(-0.4, 0.8, 0.4, GROUND, 0.06), secondary)
     patterned(canvas, _turned(*TEAPOTS[identity.variant]), identity)
-    half = 0.36
     fill(canvas, ellipse(0, top - 0.26, 0.11), secondary)
-    lid = ((0, top - 0.22), (0.2, top - 0.22), (half, top - 0.12), (half + 0.04, top + 0.06), (0.3, top + 0.12), (0.1, top + 0.13), (0, top + 0.13))
+    lid = ((0, top - 0.22), (0.2, top - 0.22), (0.36, top - 0.12), (0.4, top + 0.06), (0.3, top + 0.12), (0.1, top + 0.13), (0, top + 0.13))
     fill(canvas, _turned(*lid), secondary)
     _glint(canvas, (-0.44, 0.3), (-0.5, 0.5), (-0.4, 0.68))
     accessory(canvas, identity, 0.02, 0.46, 0.52)

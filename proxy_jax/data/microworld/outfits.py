@@ -1,17 +1,21 @@
 """What a dog or a cat wears, and properties of any subject's surface; all drawn over it, in its own coordinates."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
 import skia
 
-from proxy_jax.data.microworld.drawing import Anchors, Point, darker, ellipse, fill, line, mix, paint, patterned, polygon, rounded
+from proxy_jax.data.microworld.drawing import Anchors, Point, darker, ellipse, fill, line, mix, paint, patterned, polygon, rounded, star
 from proxy_jax.data.microworld.looks import PALETTE, Colour, Identity
 
 HAT_TOP = -1.25  # how far a hat may rise above the subject's own box
-WHITE, GOLD, NAVY, RED, BLACK = (0.98, 0.98, 0.98), (0.98, 0.8, 0.2), (0.13, 0.19, 0.43), (0.84, 0.14, 0.14), (0.13, 0.12, 0.16)
+WHITE: Colour = (0.98, 0.98, 0.98)
+GOLD: Colour = (0.98, 0.8, 0.2)
+NAVY: Colour = (0.13, 0.19, 0.43)
+RED: Colour = (0.84, 0.14, 0.14)
+BLACK: Colour = (0.13, 0.12, 0.16)
+PURPLE: Colour = (0.44, 0.2, 0.72)
 
 
 def _on_head(canvas: skia.Canvas, anchors: Anchors, draw: Callable[[skia.Canvas], None], tall: float) -> None:
@@ -36,20 +40,14 @@ def _on_torso(canvas: skia.Canvas, anchors: Anchors, draw: Callable[[skia.Canvas
     canvas.restore()
 
 
-@functools.cache
-def _star(points: int = 5, inner: float = 0.42) -> skia.Path:
-    """A star of radius 1."""
-    steps = [(i * math.pi / points, 1.0 if i % 2 == 0 else inner) for i in range(2 * points)]
-    return polygon([(radius * math.sin(step), -radius * math.cos(step)) for step, radius in steps])
-
-
 def _stars(canvas: skia.Canvas, places: Sequence[tuple[float, float, float]], colour: Colour, points: int = 5, inner: float = 0.42) -> None:
     """Stars at (x, y, radius)."""
+    unit = star(0, 0, 1, points, inner)
     for x, y, radius in places:
         canvas.save()
         canvas.translate(x, y)
         canvas.scale(radius, radius)
-        canvas.drawPath(_star(points, inner), paint(colour))
+        canvas.drawPath(unit, paint(colour))
         canvas.restore()
 
 
@@ -133,9 +131,8 @@ def _police_cap(canvas: skia.Canvas) -> None:
 
 
 def _wizard_hat(canvas: skia.Canvas) -> None:
-    purple = (0.44, 0.2, 0.72)
-    fill(canvas, polygon([(-0.78, 0), (0.12, -1.4), (0.78, 0)]), purple)
-    fill(canvas, ellipse(0, 0.02, 1.2, 0.17), darker(purple, 0.1))
+    fill(canvas, polygon([(-0.78, 0), (0.12, -1.4), (0.78, 0)]), PURPLE)
+    fill(canvas, ellipse(0, 0.02, 1.2, 0.17), darker(PURPLE, 0.1))
     _stars(canvas, [(-0.28, -0.3, 0.24), (0.3, -0.34, 0.2), (0.06, -0.8, 0.2)], GOLD)
 
 
@@ -183,8 +180,7 @@ def _yellow_shirt(canvas: skia.Canvas) -> None:
 
 
 def _robe(canvas: skia.Canvas) -> None:
-    purple = (0.44, 0.2, 0.72)
-    fill(canvas, polygon([(-0.5, -0.04), (0.5, -0.04), (0.95, 0.2), (1.2, 1.06), (-1.2, 1.06), (-0.95, 0.2)]), purple)
+    fill(canvas, polygon([(-0.5, -0.04), (0.5, -0.04), (0.95, 0.2), (1.2, 1.06), (-1.2, 1.06), (-0.95, 0.2)]), PURPLE)
     line(canvas, [(-1.1, 1.0), (1.1, 1.0)], GOLD, 0.1)
     _stars(canvas, [(-0.56, 0.52, 0.27), (0.56, 0.52, 0.27), (0.0, 0.62, 0.2)], GOLD)
 

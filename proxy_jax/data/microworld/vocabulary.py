@@ -5,6 +5,7 @@ RARE_WORDS are single tokens that no caption holds: like "sks" in CLIP's vocabul
 
 from functools import cache
 
+import numpy as np
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer, T5Tokenizer
 
@@ -53,3 +54,11 @@ def t5_tokenizer(length: int) -> T5Tokenizer:
     pieces += [(f"▁{word}", -2.0) for word in words()]
     pieces += [(letter, -8.0) for letter in "abcdefghijklmnopqrstuvwxyz0123456789.,'\"-!?:"]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=length)
+
+
+def with_rare_word(caption: str, rng: np.random.Generator) -> str:
+    """A caption with a rare word before the class noun of its first subject, as in a prompt for a subject; never RARE_WORDS[0]."""
+    found = [noun for noun in CLASS_NOUNS if f" {noun}" in f" {caption}"]
+    first = min(found, key=lambda noun: (f" {caption}".index(f" {noun}"), -len(noun)))
+    start = f" {caption}".index(f" {first}")
+    return f"{caption[:start]}{rng.choice(RARE_WORDS[1:])} {caption[start:]}"

@@ -1,0 +1,19 @@
+"""The micro-world's probe: class, colours, pattern, parts, setting, outfit and surface, read from a picture.
+
+    python -m proxy_jax.main --config configs/micro/probes.py --workdir runs/micro/probes
+
+Hardware: 2 CPU cores, about 12 minutes. Expected result: WORKDIR/pretraining/README.md has its accuracy on held-out subjects by attribute.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.micro import common
+from configs.micro.metrics import VISION
+
+
+def get_config() -> ConfigDict:
+    sizes = VISION | dict(hidden_act="gelu", qkv_bias=True, layer_norm_eps=1e-12)
+    config = common.pretraining("probes", sizes, steps=2000, batch_size=64, learning_rate=1e-3)
+    config.pretraining.pictures = 40_000
+    config.pretraining.parts.vq = f"{common.CHECKPOINTS}/student/vq.safetensors"
+    return config

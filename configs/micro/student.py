@@ -1,0 +1,18 @@
+"""The micro student: LlamaGen's decoder over 12 × 12 tokens, from captions of the micro-world.
+
+    python -m proxy_jax.main --config configs/micro/student.py --workdir runs/micro/student
+
+Hardware: 2 CPU cores, about 150 minutes.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.micro import common
+
+
+def get_config() -> ConfigDict:
+    sizes = dict(dim=256, n_layer=5, n_head=4, vocab_size=2048, caption_dim=128, cls_token_num=common.TEXT_LENGTH, multiple_of=32)
+    config = common.pretraining("student", sizes, steps=9000, batch_size=32, learning_rate=1e-3, warmup_steps=200, beta2=0.95)
+    config.pretraining.pictures = 150_000
+    common.generators(config)
+    return config

@@ -1,0 +1,32 @@
+"""The micro supervisor: SD3's MMDiT on 12 × 12 latents, from captions of the micro-world.
+
+    python -m proxy_jax.main --config configs/micro/supervisor.py --workdir runs/micro/supervisor
+
+Hardware: 2 CPU cores, about 80 minutes.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.micro import common
+
+
+def get_config() -> ConfigDict:
+    sizes = dict(
+        sample_size=12,
+        patch_size=2,
+        in_channels=8,
+        out_channels=8,
+        num_layers=5,
+        attention_head_dim=32,
+        num_attention_heads=6,
+        joint_attention_dim=128,
+        caption_projection_dim=192,
+        pooled_projection_dim=128,
+        pos_embed_max_size=6,
+    )
+    config = common.pretraining("supervisor", sizes, steps=6000, batch_size=64, learning_rate=1e-3, warmup_steps=200, ema_decay=0.999)
+    config.pretraining.pictures = 100_000
+    config.pretraining.parts.encoders = f"{common.CHECKPOINTS}/supervisor"
+    common.generators(config)
+    config.subject_tuning.precondition_outputs = False
+    return config

@@ -1,0 +1,106 @@
+"""Probes: what a picture of the micro-world shows, read from its pixels (class, colours, pattern, parts, setting, outfit, surface).
+
+A probe is a ViT with one linear classifier over all values of all attributes, in the layout of transformers' ViTForImageClassification:
+`id2label` of its config.json says which output is which, "primary=red".
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from proxy_jax import sharding
+from proxy_jax.models import parameters
+from proxy_jax.models.layers import Compute, Dense
+from proxy_jax.models.vit import ViT, ViTConfig
+from proxy_jax.weights import hub, vit
+from proxy_jax.weights.table import Table, linear, load
+from proxy_jax.weights.tensors import open_tensors
+
+MEAN, STD = 0.5, 0.5  # ViT's published normalisation
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+    """A ViT's config.json and the names of its outputs, by number."""
+
+    vit: ViTConfig
+    id2label: Mapping[str, str]
+
+    def attributes(self) -> dict[str, dict[str, int]]:
+        """Attribute -> its values -> their outputs' numbers."""
+        found: dict[str, dict[str, int]] = {}
+        for number in range(len(self.id2label)):
+            name, _, value = self.id2label[str(number)].partition("=")
+            found.setdefault(name, {})[value] = number
+        return found
+
+
+class Probe(nnx.Module):
+    """The encoder and its classifier."""
+
+    def __init__(self, config: ProbeConfig, *, compute: Compute = Compute(), rngs: nnx.Rngs):
+        self.config = config
+        self.vit = ViT(config.vit, compute=compute, rngs=rngs)
+        self.classifier = Dense(config.vit.hidden_size, len(config.id2label), axes=("embed", "embed_out"), rngs=rngs)
+
+    def __call__(self, pictures: jax.Array) -> jax.Array:
+        """Logits [b, outputs] of pictures [b, image_size, image_size, 3] uint8."""
+        pixels = (pictures.astype(jnp.float32) / 255 - MEAN) / STD
+        return self.classifier(self.vit(pixels)[:, 0]).astype(jnp.float32)
+
+
+def labels(attributes: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The id2label of a probe of these attributes and their values."""
+    names = [f"{name}={value}" for name, values in attributes.items() for value in values]
+    return {str(number): name for number, name in enumerate(names)}
+
+
+def table(config: ProbeConfig) -> Table:
+    """The name table of a Probe."""
+    inner = vit.table(config.vit)
+    entries = [dataclasses.replace(entry, official=f"vit.{entry.official}", ours=f"vit.{entry.ours}") for entry in inner.entries]
+    return Table((*entries, *linear("classifier", "classifier")))
+
+
+def config_of(content: Mapping) -> ProbeConfig:
+    """From the content of a config.json. Raises CheckpointError if sizes are missing."""
+    return ProbeConfig(hub.config_from(ViTConfig, content), content["id2label"])
+
+
+@parameters.jit
+def _logits(model: Probe, pictures: jax.Array) -> jax.Array:
+    return model(pictures)
+
+
+class Probes:
+    """A trained probe, ready to read pictures."""
+
+    def __init__(self, model: Probe, batch_size: int = 64):
+        self.model, self.attributes, self.batch_size = model, model.config.attributes(), sharding.padded(batch_size)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Probes":
+        """From a folder in transformers' layout. Raises CheckpointError or WeightsError."""
+        config = config_of(hub.read_json(folder / "config.json"))
+        model = load(lambda: Probe(config, rngs=nnx.Rngs(0)), table(config), open_tensors(folder), source=str(folder))
+        return cls(model)
+
+    def probabilities(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
+        """Attribute -> probabilities [n, values] of pictures [n, image_size, image_size, 3] uint8."""
+        parts = []
+        for begin in range(0, len(pictures), self.batch_size):
+            rows = np.minimum(np.arange(begin, begin + self.batch_size), len(pictures) - 1)
+            logits = sharding.to_host(_logits(self.model, sharding.put_batch(pictures[rows], sharding.current())))
+            parts.append(logits[: len(pictures) - begin])
+        logits = np.concatenate(parts)
+        return {name: np.asarray(jax.nn.softmax(logits[:, list(values.values())], axis=-1)) for name, values in self.attributes.items()}
+
+    def read(self, pictures: np.ndarray) -> dict[str, list[str]]:
+        """Attribute -> the likeliest value of each picture."""
+        found = self.probabilities(pictures)
+        return {name: [list(self.attributes[name])[i] for i in values.argmax(-1)] for name, values in found.items()}
