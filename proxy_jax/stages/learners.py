@@ -24,6 +24,11 @@ def locate(workdir: Path) -> Callable[[str], Path]:
     return lambda name: hub.find(name.replace("{workdir}", str(workdir)).replace("{package}", str(PACKAGE)))
 
 
+def path(name: str, workdir: Path) -> Path:
+    """A path in a config; "{workdir}" in it stands for the run's."""
+    return Path(name.replace("{workdir}", str(workdir))).expanduser()
+
+
 def compute_of(config: ConfigDict) -> Compute:
     """How models compute, from the config's `compute`."""
     return Compute(jnp.dtype(config.compute.dtype), config.compute.remat, config.compute.unroll)
@@ -97,15 +102,11 @@ def subject(config: ConfigDict, workdir: Path) -> Subject:
     """
     check_subject(config)
     fields = config.subject
-
-    def path(name: str) -> Path:
-        return Path(name.replace("{workdir}", str(workdir))).expanduser()
-
     if not fields.dreambench:
         if fields.class_noun in prompts.LIVE_CLASSES and not fields.live:
             logging.warning("a %s gets DreamBench's prompts for objects; --config.subject.live=True chooses those for pets", fields.class_noun)
-        return Subject(tuple(photos.load_photos(path(fields.photos))), fields.class_noun, fields.token, fields.live)
-    source, name = path(fields.dreambench).parent, path(fields.dreambench).name
+        return Subject(tuple(photos.load_photos(path(fields.photos, workdir))), fields.class_noun, fields.token, fields.live)
+    source, name = path(fields.dreambench, workdir).parent, path(fields.dreambench, workdir).name
     pictures = dreambench.photos(dreambench.prepare(source, workdir / "cache" / "dreambench"), name)
     class_noun = dreambench.class_nouns((source / dreambench.CLASSES_FILE).read_text(encoding="utf-8"))[name]
     live = class_noun in prompts.LIVE_CLASSES

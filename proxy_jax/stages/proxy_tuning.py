@@ -3,12 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
-from proxy_jax.data import proxy_set
-from proxy_jax.stages import contract, learners
+from proxy_jax.stages import contract, learners, training_set
 from proxy_jax.stages.tuning import checkpoint_key, previews, squares, tune
 
 NAME = "proxy_tuning"
@@ -17,34 +14,23 @@ OUTPUTS = ("weights", "metrics.jsonl")
 
 def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """What decides this stage's outputs: its fields, the student's checkpoints, and the proxies or the photos."""
-    subject = learners.subject(config, workdir)
     found = contract.fields(config, "seed", "student", "compute", NAME)
-    found |= {"checkpoint": checkpoint_key(learners.student(config, workdir))}
-    if config.proxy_tuning.source == "proxies":
-        return found | {"subject": subject.words(), "proxy_generation": contract.upstream(workdir, "proxy_generation")}
-    return found | {"subject": subject.key()}
+    return found | {"checkpoint": checkpoint_key(learners.student(config, workdir))} | training_set.key(config, workdir, NAME)
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes proxy_tuning/weights/ (a LoRA, or gpt.safetensors in LlamaGen's naming), the loss curve and sample grids."""
     stage, subject, folder, cache = config.proxy_tuning, learners.subject(config, workdir), workdir / NAME, workdir / "cache"
     learner = learners.student(config, workdir)
-    if config.proxy_tuning.source == "proxies":
-        proxies = proxy_set.read(workdir / "proxy_generation" / "dataset")
-        captions = proxies.prompts()
-        originals = [Image.fromarray(record["image"]) for record in proxies]
-    else:
-        originals = [photo.image for photo in subject.photos]
-        captions = [subject.fill(stage.prompt)] * len(originals)
-    pictures = squares(learner, originals, stage, config.seed)
+    originals, prompts = training_set.pictures(config, workdir, NAME, stage.num_proxies)
     return tune(
         learner,
-        pictures,
-        np.repeat(captions, len(pictures) // len(captions)).tolist(),
+        *squares(learner, originals, prompts, stage, config.seed),
         stage=stage,
         batch_size=stage.encode_batch_size,
         seed=config.seed,
         folder=folder,
         cache=cache,
+        prior=training_set.class_pictures(learner, config, workdir, NAME, subject),
         preview=previews(learner, subject.previews(), stage, folder, seed=config.seed, options=config.evaluation.student.to_dict(), cache=cache),
     )

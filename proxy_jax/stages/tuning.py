@@ -108,16 +108,17 @@ CROPS: dict[str, Callable[[Image.Image, int], np.ndarray]] = {
 }
 
 
-def squares(learner: Learner, pictures: Sequence[Image.Image], stage: ConfigDict, seed: int) -> np.ndarray:
-    """The pictures cropped as the learner wants them, [n, resolution, resolution, 3] uint8.
+def squares(learner: Learner, pictures: Sequence[Image.Image], prompts: Sequence[str], stage: ConfigDict, seed: int) -> tuple[np.ndarray, list[str]]:
+    """The pictures cropped as the learner wants them, [n, resolution, resolution, 3] uint8, and the prompt of each.
 
     stage.augment "none": one of each; "paper": stage.augment_variants augmented copies of each instead, one after another.
     """
     crop = CROPS[learner.crop]
     if stage.augment == "none":
-        return np.stack([crop(picture, learner.resolution) for picture in pictures])
-    rng = np.random.default_rng(seed)
-    return np.stack([crop(images.augment(picture, rng), learner.resolution) for picture in pictures for _ in range(stage.augment_variants)])
+        return np.stack([crop(picture, learner.resolution) for picture in pictures]), list(prompts)
+    rng, variants = np.random.default_rng(seed), range(stage.augment_variants)
+    copies = np.stack([crop(images.augment(picture, rng), learner.resolution) for picture in pictures for _ in variants])
+    return copies, [prompt for prompt in prompts for _ in variants]
 
 
 def tune(
@@ -140,10 +141,11 @@ def tune(
     """
     everything = [*prompts, *(prior[1] if prior else ())]
     unique = sorted(set(everything))
+    place = {prompt: row for row, prompt in enumerate(unique)}
     tables = encode_prompts(learner, unique, cache)
 
     def examples(pictures: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        rows = np.asarray([unique.index(prompt) for prompt in prompts], np.int32)
+        rows = np.asarray([place[prompt] for prompt in prompts], np.int32)
         return encode_images(learner, pictures, batch_size, cache) | {loader.TABLE_INDEX: rows}
 
     common = dict(tables=tables, batch_size=stage.training.batch_size, seed=seed)

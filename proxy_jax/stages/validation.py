@@ -25,8 +25,8 @@ CHOICES: Mapping[str, Sequence[str]] = {
     "compute.remat": tuple(REMAT),
     "supervisor.family": tuple(supervisors.FAMILIES),
     "student.family": tuple(students.FAMILIES),
-    "proxy_tuning.source": ("proxies", "photos"),
     "evaluation.arms": ("supervisor", "student", "untuned_supervisor", "untuned_student"),
+    **{f"{stage}.source": ("proxies", "photos") for stage in TUNINGS},
     **{f"{stage}.mode": ("lora", "full") for stage in TUNINGS},
     **{f"{stage}.augment": ("none", "paper") for stage in TUNINGS},
 }
@@ -55,14 +55,15 @@ RANGES: Sequence[tuple[str, Callable[[float], bool], Sequence[str]]] = (
         "at least 0",
         lambda x: x >= 0,
         (
-            *("subject_tuning.prior.weight", "evaluation.student.top_k", "evaluation.student.temperature"),
+            *("proxy_tuning.num_proxies", *_both("prior.weight")),
+            *(f"{group}.{name}" for group in ("evaluation.student", "proxy_tuning.prior") for name in ("top_k", "temperature")),
             *_both("training.warmup_steps", "training.weight_decay", "training.clip_norm", "training.preview_every"),
         ),
     ),
     ("at least 0 and below 2**31", lambda x: 0 <= x < 2**31, ("seed",)),
     ("at least 0 and below 1", lambda x: 0 <= x < 1, ("proxy_tuning.dropout", *_both("training.beta1", "training.beta2", "training.ema_decay"))),
     ("from 0 to 1", lambda x: 0 <= x <= 1, ("proxy_tuning.class_dropout",)),
-    ("more than 0 and at most 1", lambda x: 0 < x <= 1, ("evaluation.student.top_p",)),
+    ("more than 0 and at most 1", lambda x: 0 < x <= 1, ("evaluation.student.top_p", "proxy_tuning.prior.top_p")),
     ("from 1 to 25 (DreamBench's)", lambda x: 1 <= x <= 25, ("evaluation.num_prompts",)),
 )
 
@@ -82,7 +83,7 @@ def validate_batches(config: ConfigDict, stages: Sequence[str], mesh: Mesh) -> N
         fields, devices = config[stage].training, sharding.batch_multiple(mesh)
         # With prior preservation each process fills half of its rows with class images.
         multiple = fields.accumulation * devices
-        if stage == "subject_tuning" and config.subject_tuning.prior.weight > 0 and multiple % 2:
+        if config[stage].prior.weight > 0 and multiple % 2:
             multiple *= 2
         if fields.batch_size % multiple:
             raise StageError(
@@ -122,6 +123,8 @@ def _choices(config: ConfigDict) -> list[str]:
         problems += [f"{name} is {member!r}; it can be {' or '.join(choices)}" for member in members if member not in choices]
     if not config.evaluation.arms or len(set(config.evaluation.arms)) < len(config.evaluation.arms):
         problems.append(f"evaluation.arms names one arm or more, each once, not {tuple(config.evaluation.arms)}")
+    if config.subject_tuning.source == "proxies" and not config.proxies:
+        problems.append("subject_tuning.source is 'proxies', but this run's own come after it: give --config.proxies=FOLDER, another run's set")
     return problems
 
 
@@ -129,15 +132,15 @@ def _ranges(config: ConfigDict) -> list[str]:
     problems = [
         f"{name} is {_value(config, name)}; it must be {text}" for text, holds, names in RANGES for name in names if not holds(_value(config, name))
     ]
-    prior = config.subject_tuning.prior
-    if prior.weight > 0 and prior.num_images < 1:
-        problems.append(f"subject_tuning.prior.num_images is {prior.num_images}; it must be at least 1, or prior.weight 0")
+    for stage in TUNINGS:
+        prior = config[stage].prior
+        if prior.weight > 0 and prior.num_images < 1:
+            problems.append(f"{stage}.prior.num_images is {prior.num_images}; it must be at least 1, or prior.weight 0")
     return problems
 
 
 def _texts(config: ConfigDict) -> list[str]:
-    templates = {"subject_tuning.prompt": config.subject_tuning.prompt, "subject_tuning.prior.prompt": config.subject_tuning.prior.prompt}
-    templates |= {"proxy_tuning.prompt": config.proxy_tuning.prompt}
+    templates = {name: _value(config, name) for name in _both("prompt", "prior.prompt")}
     templates |= {f"proxy_generation.prompts[{index}]": prompt for index, prompt in enumerate(config.proxy_generation.prompts)}
     checks: dict[str, Callable[[], Any]] = {}
     checks |= {name: lambda text=text: prompts.fill(text, "sks", "dog") for name, text in templates.items()}

@@ -1,0 +1,88 @@
+"""What stages 1 and 3 tune on: a subject's photos or proxies with their prompts, and class pictures for prior preservation."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from proxy_jax.data import cache, proxy_set
+from proxy_jax.stages import contract, files, learners
+from proxy_jax.stages.contract import StageError
+from proxy_jax.stages.drawing import draw_images
+from proxy_jax.stages.tuning import Learner
+
+PRIOR = ("weight", "num_images", "prompt")  # the fields of `prior` that are no sampling option
+
+
+def key(config: ConfigDict, workdir: Path, stage: str) -> dict[str, Any]:
+    """What decides the pictures and prompts of a stage, as JSON for its inputs."""
+    subject = learners.subject(config, workdir)
+    if config[stage].source == "photos":
+        return {"subject": subject.key()}
+    if not config.proxies:
+        return {"subject": subject.words(), "proxy_generation": contract.upstream(workdir, "proxy_generation")}
+    return {"subject": subject.words(), "proxies": digest(proxy_set.read(folder_of(config, workdir)))}
+
+
+def folder_of(config: ConfigDict, workdir: Path) -> Path:
+    """Where the proxy set lies. Resolved: workdir/.. may be meant before there is a workdir."""
+    return learners.path(config.proxies, workdir).resolve() if config.proxies else workdir / "proxy_generation" / "dataset"
+
+
+def digest(proxies: proxy_set.ProxySet) -> str:
+    """A digest of a proxy set's pictures and prompts: where it lies makes no difference."""
+    return cache.digest([[record["prompt"], hashlib.sha256(record["image"].tobytes()).hexdigest()] for record in proxies])
+
+
+def pictures(config: ConfigDict, workdir: Path, stage: str, num_proxies: int = 0) -> tuple[list[Image.Image], list[str]]:
+    """A stage's pictures, uncropped, and their prompts; num_proxies: only the first so many of a proxy set (0: all).
+
+    Raises StageError if the set holds fewer, and ProxySetError if it is not there.
+    """
+    subject = learners.subject(config, workdir)
+    if config[stage].source == "photos":
+        return [photo.image for photo in subject.photos], [subject.fill(config[stage].prompt)] * len(subject.photos)
+    folder = folder_of(config, workdir)
+    proxies = proxy_set.read(folder)
+    if num_proxies > len(proxies):
+        raise StageError(f"{stage}.num_proxies is {num_proxies}, but {folder} holds {len(proxies)} proxies")
+    count = num_proxies or len(proxies)
+    return [Image.fromarray(proxies[index]["image"]) for index in range(count)], prompts(proxies, subject)[:count]
+
+
+def prompts(proxies: proxy_set.ProxySet, subject: learners.Subject) -> list[str]:
+    """The prompts of a proxy set in the subject's words: the run that drew it may have had another token or noun for it."""
+    found = proxies.prompts()
+    if "subject" not in proxies.metadata:  # not a set of stage 2
+        return found
+    drawn = proxies.metadata["subject"]
+    words = {drawn["class_noun"]: subject.class_noun, drawn["token"]: subject.token}
+    pattern = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, words))})(?!\w)")
+    return [pattern.sub(lambda match: words[match[0]], prompt) for prompt in found]
+
+
+def class_pictures(learner: Learner, config: ConfigDict, workdir: Path, stage: str, subject: learners.Subject) -> tuple[np.ndarray, list[str]] | None:
+    """Class pictures [n, resolution, resolution, 3] uint8 and their prompts, for `tune`; None if the stage's prior.weight is 0.
+
+    The untuned learner draws them once, into the stage's class_images.
+    """
+    fields = config[stage].prior
+    if fields.weight == 0:
+        return None
+    wanted = [subject.fill(fields.prompt)] * fields.num_images
+    paths = draw_images(
+        learner,
+        lambda: learner.load_model(lambda name: learner.compute.dtype),
+        wanted,
+        workdir / stage / "class_images",
+        seed=config.seed,
+        batch_size=config[stage].encode_batch_size,
+        options={name: value for name, value in fields.items() if name not in PRIOR},
+        cache=workdir / "cache",
+        label="class images",
+    )
+    return np.stack([files.load_picture(path) for path in paths]), wanted

@@ -1,0 +1,203 @@
+"""What stages 1 and 3 tune on, chosen by config: photos, this run's proxies or another's, few of them, class pictures; at tiny size."""
+
+import hashlib
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from configs import smoke
+from proxy_jax import main
+from proxy_jax.data import proxy_set
+from proxy_jax.data.proxy_set import ProxySetError
+from proxy_jax.stages import files, learners, random_weights, training_set, tuning
+from proxy_jax.stages.contract import StageError
+
+SIZE = 16
+LORA = "weights/pytorch_lora_weights.safetensors"
+
+
+def write_proxies(folder, prompts, *, words=None, seed=0):
+    """A proxy set of noise, as a run for the subject `words` would have written it."""
+    rng = np.random.default_rng(seed)
+    records = (
+        dict(image=rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8), prompt=prompt, seed=0, index=index, supervisor="x", config_hash="y")
+        for index, prompt in enumerate(prompts)
+    )
+    proxy_set.write(folder, records, metadata={} if words is None else {"subject": words})
+    return folder
+
+
+def tiny(workdir, **proxy_tuning):
+    """The smoke config made smaller yet, on checkpoints that lie in workdir/../random_weights."""
+    config = smoke.get_config()
+    config.subject.photos, config.subject.class_noun, config.subject.live = str(smoke.DRAWINGS), "toy", False
+    for place in (config.supervisor, config.student, config.evaluation):
+        for name, value in place.items():
+            if isinstance(value, str) and "{workdir}" in value:
+                place[name] = value.replace("{workdir}", str(workdir.parent))
+    config.supervisor.resolution = config.student.resolution = SIZE
+    config.compute.unroll = True
+    for stage in (config.subject_tuning, config.proxy_tuning):
+        stage.training.update(dict(steps=2, batch_size=4, accumulation=1, preview_every=0, log_every=1))
+    config.subject_tuning.prior.weight = 0.0
+    config.proxy_tuning.prior.update(dict(num_images=3, top_k=50))
+    config.proxy_tuning.update(proxy_tuning)
+    return config
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with random_weights and other/dataset: six proxies of another run for a "zwx figure"."""
+    folder = tmp_path_factory.mktemp("runs")
+    random_weights.run(smoke.get_config(), folder)
+    prompts = ["a zwx figure", "a zwx figure in the snow"] * 3
+    write_proxies(folder / "other" / "dataset", prompts, words={"token": "zwx", "class_noun": "figure", "live": False})
+    return folder
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_pictures_keep_their_prompts_among_many(tmp_path, monkeypatch):
+    """150 000 pictures with 10 000 prompts: every row of a batch has the text of its own picture (and it does not take for ever)."""
+    count, kinds = 150_000, 10_000
+    learner = SimpleNamespace(
+        encoders=dict,
+        encode_prompts=lambda prompts: {"text": np.asarray([int(prompt.split()[-1]) for prompt in prompts], np.int32)},
+        encode_images=lambda pictures: {"picture": pictures.astype(np.int32) @ [65536, 256, 1]},
+    )
+    numbers = np.arange(count + 10)
+    pictures = np.stack([numbers >> 16, numbers >> 8 & 255, numbers & 255], -1).astype(np.uint8)
+    prompts = [f"picture {number % kinds}" for number in numbers]
+    seen = []
+
+    def fit(model, loss, batches, **options):
+        seen.extend(next(batches) for _ in range(3))
+        return model
+
+    monkeypatch.setattr(tuning, "fit", fit)
+    monkeypatch.setattr(tuning, "trainable_model", lambda *args: (None, None))
+    monkeypatch.setattr(tuning, "count", lambda *args: 0)
+    monkeypatch.setattr(tuning.lora, "save", lambda *args, **options: None)
+    stage = smoke.get_config().proxy_tuning
+    learner.table, learner.lora_prefix, learner.loss = None, "", None
+    common = dict(stage=stage, batch_size=50_000, seed=0, folder=tmp_path, cache=tmp_path / "cache")
+    tuning.tune(learner, pictures[:count], prompts[:count], **common)
+    tuning.tune(learner, pictures[:count], prompts[:count], prior=(pictures[count:], prompts[count:]), **common)
+    for batch in seen:
+        np.testing.assert_array_equal(batch["text"], batch["picture"] % kinds)
+    assert max(seen[0]["picture"]) > kinds and min(seen[-1]["picture"][4:]) >= count > max(seen[-1]["picture"][:4])
+
+
+def test_the_first_proxies_in_the_subjects_words(runs):
+    workdir = runs / "first"
+    config = tiny(workdir)
+    config.proxies = "{workdir}/../other/dataset"
+    found, prompts = training_set.pictures(config, workdir, "proxy_tuning", num_proxies=3)
+    everything = proxy_set.read(runs / "other" / "dataset")
+    for index, picture in enumerate(found):
+        np.testing.assert_array_equal(np.asarray(picture), everything[index]["image"])
+    assert prompts == ["a sks toy", "a sks toy in the snow", "a sks toy"]
+    assert len(training_set.pictures(config, workdir, "proxy_tuning")[0]) == 6
+    with pytest.raises(StageError, match=r"proxy_tuning\.num_proxies is 7, but .*dataset holds 6 proxies"):
+        training_set.pictures(config, workdir, "proxy_tuning", num_proxies=7)
+    config.proxies = str(runs / "absent")
+    with pytest.raises(ProxySetError, match="absent holds no proxy set"):
+        training_set.pictures(config, workdir, "proxy_tuning")
+
+
+def test_words_are_replaced_whole_and_foreign_sets_keep_theirs(tmp_path):
+    subject = learners.Subject((), "stuffed animal", "sks", False)
+    prompts = ["a zwx dog by a doghouse", "a red zwx dog, zwxy"]
+    known = proxy_set.read(write_proxies(tmp_path / "known", prompts, words={"token": "zwx", "class_noun": "dog", "live": True}))
+    assert training_set.prompts(known, subject) == ["a sks stuffed animal by a doghouse", "a red sks stuffed animal, zwxy"]
+    foreign = proxy_set.read(write_proxies(tmp_path / "foreign", prompts))
+    assert training_set.prompts(foreign, subject) == prompts
+
+
+def test_the_inputs_name_the_set_by_what_it_holds(runs, tmp_path):
+    workdir = runs / "inputs"
+    config = tiny(workdir)
+    with pytest.raises(StageError, match="the stage proxy_generation is not done"):
+        training_set.key(config, workdir, "proxy_tuning")
+
+    def key_of(folder, stage="proxy_tuning"):
+        config[stage].source, config.proxies = "proxies", str(folder)
+        return training_set.key(config, workdir, stage)
+
+    same = [key_of(write_proxies(tmp_path / name, ["a", "b"])) for name in ("one", "copy")]
+    others = [key_of(write_proxies(tmp_path / "prompt", ["a", "c"])), key_of(write_proxies(tmp_path / "pixels", ["a", "b"], seed=1))]
+    assert same[0] == same[1] == key_of(tmp_path / "one", "subject_tuning") and same[0]["subject"]["token"] == "sks"
+    assert len({json.dumps(key) for key in [same[0], *others]}) == 3
+    config.proxy_tuning.source = "photos"
+    assert "photos" in training_set.key(config, workdir, "proxy_tuning")["subject"]
+
+
+def test_a_student_tuned_on_another_runs_proxies_with_its_own_class_pictures(runs):
+    """No stage 1 or 2 of its own; the prior's pictures are what the untuned student draws, drawn once."""
+    workdir = runs / "prior"
+    config = tiny(workdir, num_proxies=4)
+    config.proxies = str(runs / "other" / "dataset")
+    config.proxy_tuning.prior.weight = 0.5
+    main.run(config, workdir, ["proxy_tuning"])
+    assert sorted(path.name for path in workdir.iterdir()) == ["cache", "proxy_tuning"]
+    drawn = sorted((workdir / "proxy_tuning" / "class_images").iterdir())
+    learner = learners.student(config, workdir)
+    text = {name: np.repeat(rows, 8, 0) for name, rows in learner.encode_prompts(["a photo of toy"]).items()}
+    options = {"guidance_scale": 7.5, "top_k": 50, "top_p": 1.0, "temperature": 1.0}
+    expected = learner.draw(learner.load_model(lambda name: np.float32), text, {}, 0, np.arange(8), options)
+    np.testing.assert_array_equal([files.load_picture(path) for path in drawn], expected[:3])
+    assert len({hashlib.sha256(path.read_bytes()).hexdigest() for path in drawn}) == 3
+    inputs = json.loads((workdir / "proxy_tuning" / "DONE.json").read_text())["inputs"]
+    assert inputs["proxies"] and inputs["proxy_tuning"]["prior"]["weight"] == 0.5
+
+    before = {path: path.stat().st_mtime_ns for path in drawn}
+    (workdir / "proxy_tuning" / LORA).unlink()
+    main.run(config, workdir, ["proxy_tuning"])
+    assert before == {path: path.stat().st_mtime_ns for path in drawn}
+
+    config.proxy_tuning.prior.weight = 0.0
+    plain = runs / "no_prior"
+    main.run(config, plain, ["proxy_tuning"])
+    assert not (plain / "proxy_tuning" / "class_images").exists()
+    assert metrics(plain / "proxy_tuning")[0]["loss"] != metrics(workdir / "proxy_tuning")[0]["loss"]
+
+
+def test_a_supervisor_tuned_on_proxies(runs):
+    workdir = runs / "control"
+    config = tiny(workdir)
+    config.subject_tuning.source, config.proxies = "proxies", str(runs / "other" / "dataset")
+    main.run(config, workdir, ["subject_tuning"])
+    on_proxies = load_file(workdir / "subject_tuning" / LORA)
+    config.subject_tuning.source = "photos"
+    main.run(config, workdir, ["subject_tuning"])
+    on_photos = load_file(workdir / "subject_tuning" / LORA)
+    assert on_proxies.keys() == on_photos.keys() and any(not np.array_equal(on_proxies[name], on_photos[name]) for name in on_photos)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"subject_tuning.source": "proxies"}, "subject_tuning.source is 'proxies', but this run's own come after it: give --config.proxies=FOLDER"),
+        ({"subject_tuning.source": "proxy"}, "subject_tuning.source is 'proxy'; it can be proxies or photos"),
+        ({"proxy_tuning.num_proxies": -1}, "proxy_tuning.num_proxies is -1; it must be at least 0"),
+        ({"proxy_tuning.prior.weight": 1.0, "proxy_tuning.prior.num_images": 0}, "proxy_tuning.prior.num_images is 0; it must be at least 1"),
+        ({"proxy_tuning.prior.prompt": "a photo"}, "proxy_tuning.prior.prompt: a template has {class_noun}"),
+        ({"proxy_tuning.prior.top_p": 0.0}, "proxy_tuning.prior.top_p is 0.0; it must be more than 0"),
+        (
+            {"proxy_tuning.prior.weight": 1.0, "proxy_tuning.training.batch_size": 5},
+            "proxy_tuning.training.batch_size is 5, which is not a multiple of 2",
+        ),
+    ],
+)
+def test_wrong_values_are_found(tmp_path, change, text):
+    config = tiny(tmp_path / "run")
+    with config.unlocked():
+        config.update_from_flattened_dict(change)
+    with pytest.raises(StageError) as caught:
+        main.run(config, tmp_path / "run", ["proxy_tuning"])
+    assert text in str(caught.value)
