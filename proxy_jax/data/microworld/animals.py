@@ -327,6 +327,13 @@ def _key(canvas: skia.Canvas, x: float, y: float) -> None:
     canvas.restore()
 
 
+def _eye(canvas: skia.Canvas, x: float, y: float, radius: float) -> None:
+    """A round eye with a white rim, a dark pupil and a highlight."""
+    canvas.drawPath(ellipse(x, y, radius), paint((0.98, 0.98, 0.98)))
+    canvas.drawPath(ellipse(x, y, radius * 0.72), paint((0.1, 0.09, 0.12)))
+    canvas.drawPath(ellipse(x - radius * 0.25, y - radius * 0.28, radius * 0.24), paint((1.0, 1.0, 1.0)))
+
+
 @functools.cache
 def _duck_body() -> skia.Path:
     return smooth(((-0.62, 0.06), (-0.1, 0.06), (0.3, 0.14), (0.66, -0.22), (0.84, 0.0), (0.7, 0.66), (0.1, 0.72), (-0.5, 0.7), (-0.8, 0.36)))
@@ -349,8 +356,7 @@ def _duck(canvas: skia.Canvas, identity: Identity) -> None:
     fill(canvas, _duck_wing(), second)
     patterned(canvas, ellipse(-0.32, -0.3, 0.42, 0.42), identity)
     fill(canvas, _duck_bill(), BILL)
-    for x, y, radius, colour in ((-0.44, -0.4, 0.13, (0.98, 0.98, 0.98)), (-0.44, -0.4, 0.0936, (0.1, 0.09, 0.12)), (-0.4725, -0.4364, 0.0312, (1.0, 1.0, 1.0))):
-        canvas.drawPath(ellipse(x, y, radius), paint(colour))
+    _eye(canvas, -0.44, -0.4, 0.13)
     fill(canvas, _box(-0.66, 0.6, 0.66, 0.74, 0.06), second)
     _wheels(canvas, 0.44, 0.19, second)
     accessory(canvas, identity, -0.06, -0.54, 0.46)

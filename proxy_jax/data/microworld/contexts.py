@@ -12,7 +12,23 @@ from types import MappingProxyType
 
 import skia
 
-from proxy_jax.data.microworld.drawing import Box, Point, boxes, circles, curve, darker, ellipse, lighter, line, mix, paint, polygon, rounded, smooth, star
+from proxy_jax.data.microworld.drawing import (
+    Box,
+    Point,
+    boxes,
+    circles,
+    curve,
+    darker,
+    ellipse,
+    lighter,
+    line,
+    mix,
+    paint,
+    polygon,
+    rounded,
+    smooth,
+    star,
+)
 from proxy_jax.data.microworld.looks import Colour
 
 Draw = Callable[[skia.Canvas, int], None]

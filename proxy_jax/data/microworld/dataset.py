@@ -9,9 +9,9 @@ import numpy as np
 
 from proxy_jax.data import cache as disk
 from proxy_jax.data.microworld import benchmark, render
-from proxy_jax.data.microworld.attributes import ATTRIBUTES, truth
+from proxy_jax.data.microworld.attributes import ATTRIBUTES, truths
 from proxy_jax.data.microworld.looks import CLASS_NOUNS
-from proxy_jax.data.microworld.scenes import Scene, draw_allowed, draw_any_template, show
+from proxy_jax.data.microworld.scenes import Scene, draw_allowed, draw_template, show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +25,11 @@ class World:
 
 
 def _version(seed: int, size: int) -> dict[str, str]:
-    """What changes when the renderer does: a digest of the first chunk."""
+    """What changes when the renderer does: digests of the first pictures and captions."""
     scenes = render.draw_chunk(seed, 0)
     return {
         "pixels": disk.digest([render.render(scene, size).tobytes().hex() for scene in scenes[:64]]),
-        "captions": disk.digest([s.caption for s in scenes]),
+        "captions": disk.digest([scene.caption for scene in scenes]),
     }
 
 
@@ -37,18 +37,18 @@ def world(seed: int, count: int, size: int, cache: Path) -> World:
     """The first `count` pictures of a seed's endless pre-training set; no held-out identity is among them. Drawn once, kept in `cache`."""
 
     def draw() -> dict[str, np.ndarray]:
-        scenes, pictures = [], []
+        scenes, pictures = [], np.empty((count, size, size, 3), np.uint8)
         for some, drawn in render.pictures(seed, count, size, workers=os.cpu_count() or 1):
+            pictures[len(scenes) : len(scenes) + len(some)] = drawn
             scenes += some
-            pictures.append(drawn)
-        truths = {f"truth.{name}": np.array([truth(scene)[name] for scene in scenes], np.int32) for name in ATTRIBUTES}
+        found = {f"truth.{name}": values for name, values in truths(scenes).items()}
         captions = np.frombuffer("\n".join(scene.caption for scene in scenes).encode(), np.uint8)
         paired = np.array([scene.other is not None for scene in scenes])
-        return {"pictures": np.concatenate(pictures), "captions": captions, "paired": paired} | truths
+        return {"pictures": pictures, "captions": captions, "paired": paired} | found
 
     columns = disk.cached(cache, {"world": _version(seed, size), "seed": seed, "count": count, "size": size}, draw)
-    truths = {name.removeprefix("truth."): column for name, column in columns.items() if name.startswith("truth.")}
-    return World(columns["pictures"], bytes(columns["captions"]).decode().split("\n"), truths, columns["paired"])
+    found = {name: columns[f"truth.{name}"] for name in ATTRIBUTES}
+    return World(columns["pictures"], bytes(columns["captions"]).decode().split("\n"), found, columns["paired"])
 
 
 def instances(seed: int, count: int, views: int, size: int, cache: Path) -> np.ndarray:
@@ -63,8 +63,7 @@ def instances(seed: int, count: int, views: int, size: int, cache: Path) -> np.n
 def _views(seed: Sequence[int], views: int, size: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     identity = draw_allowed(str(rng.choice(CLASS_NOUNS)), rng, benchmark.held_out())
-    # Prompts that change the body's colour would make it another subject.
-    return np.stack([render.render(show(identity, draw_any_template(identity.class_noun, rng, recolour=False), rng), size) for _ in range(views)])
+    return np.stack([render.render(show(identity, draw_template(identity.class_noun, rng), rng), size) for _ in range(views)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +76,8 @@ class HeldOut:
     pictures: np.ndarray  # [n, size, size, 3] uint8
 
     def truths(self) -> dict[str, np.ndarray]:
-        """The true values' numbers, attribute -> [n]."""
-        return {name: np.array([truth(scene)[name] for scene in self.scenes]) for name in ATTRIBUTES}
+        """The true values' numbers, attribute -> [n] int32."""
+        return truths(self.scenes)
 
 
 def held_out(size: int) -> HeldOut:
@@ -89,7 +88,7 @@ def held_out(size: int) -> HeldOut:
         scenes,
         [template for _, template, _ in found],
         np.array([number for number, _, _ in found]),
-        np.stack([render.render(s, size) for s in scenes]),
+        np.stack([render.render(scene, size) for scene in scenes]),
     )
 
 

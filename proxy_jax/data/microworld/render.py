@@ -1,4 +1,4 @@
-"""From a scene to pixels, and many of them at once."""
+"""From a scene to pixels, and many of them at once. Needs skia-python (the extra "microworld")."""
 
 import functools
 import multiprocessing
@@ -13,7 +13,7 @@ from proxy_jax.data.microworld.animals import ANIMALS
 from proxy_jax.data.microworld.benchmark import held_out
 from proxy_jax.data.microworld.contexts import SETTINGS
 from proxy_jax.data.microworld.drawing import ellipse, paint
-from proxy_jax.data.microworld.looks import LIVE, Identity
+from proxy_jax.data.microworld.looks import Identity
 from proxy_jax.data.microworld.objects import OBJECTS
 from proxy_jax.data.microworld.scenes import Pose, Scene, draw_scene
 
@@ -22,7 +22,7 @@ CHUNK = 512  # scenes drawn from one seed
 
 
 def render(scene: Scene, size: int) -> np.ndarray:
-    """The picture [size, size, 3] uint8 of a scene; the same bytes each time."""
+    """The picture [size, size, 3] uint8 of a scene; the same bytes each time. Raises KeyError for a setting or outfit that does not exist."""
     surface = skia.Surface(size, size)
     canvas = surface.getCanvas()
     setting = SETTINGS[scene.setting]
@@ -60,7 +60,7 @@ def _subject(canvas: skia.Canvas, identity: Identity, pose: Pose, scene: Scene) 
         canvas.translate(-0.1, 0.2)
         canvas.scale(0.55, 0.55)
     anchors = SUBJECTS[identity.class_noun](canvas, identity)
-    if scene.outfit != "none" and identity.class_noun in LIVE:
+    if scene.outfit != "none" and anchors is not None:  # a thing wears nothing
         outfits.OUTFITS[scene.outfit](canvas, anchors)
     if scene.surface in outfits.SURFACES:
         outfits.SURFACES[scene.surface](canvas)
@@ -69,8 +69,8 @@ def _subject(canvas: skia.Canvas, identity: Identity, pose: Pose, scene: Scene) 
 
 def draw_chunk(seed: int, number: int) -> list[Scene]:
     """The scenes number · CHUNK and following of the endless pre-training set of a seed; no held-out identity is among them."""
-    rng = np.random.default_rng([seed, number])
-    return [draw_scene(rng, held_out()) for _ in range(CHUNK)]
+    rng, left_out = np.random.default_rng([seed, number]), held_out()
+    return [draw_scene(rng, left_out) for _ in range(CHUNK)]
 
 
 def _chunk(seed: int, size: int, number: int) -> tuple[list[Scene], np.ndarray]:

@@ -46,6 +46,12 @@ def _asked_by_template() -> Mapping[str, Asked]:
 
 
 ASKED: Mapping[str, Asked] = _asked_by_template()  # DreamBench template -> what it asks for
+PLAIN = "a photo of a {class_noun}"
+
+
+def asked_by(template: str) -> Asked:
+    """What a template asks for: the plain one and the paper's ask for nothing. Raises KeyError for one that the micro-world does not know."""
+    return Asked() if template in (PLAIN, prompts.PAPER_TEMPLATE) else ASKED[template]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +88,8 @@ def draw_pose(rng: np.random.Generator) -> Pose:
 
 def _beside(rng: np.random.Generator, side: int) -> Pose:
     """One of two subjects, on the left (-1) or the right (1)."""
-    return Pose(
-        0.5 + side * rng.uniform(0.225, 0.245), 0.6 + rng.uniform(-0.01, 0.02), rng.uniform(0.23, 0.255), rng.uniform(-4, 4), bool(rng.integers(2))
-    )
+    x, y = 0.5 + side * rng.uniform(0.225, 0.245), 0.6 + rng.uniform(-0.01, 0.02)
+    return Pose(x, y, rng.uniform(0.23, 0.255), rng.uniform(-4, 4), bool(rng.integers(2)))
 
 
 def _article(words: str) -> str:
@@ -100,16 +105,16 @@ def _place(setting: str) -> str:
 
 
 def show(identity: Identity, template: str, rng: np.random.Generator) -> Scene:
-    """The subject as a DreamBench template asks for it, all that it leaves open drawn at random; no caption. An unknown template asks for nothing."""
-    asked = ASKED.get(template, Asked())
+    """The subject as a template (see asked_by) asks for it, all that it leaves open drawn at random; no caption."""
+    asked = asked_by(template)
     return Scene(
-        identity if not asked.primary else recoloured(identity, asked.primary),
+        recoloured(identity, asked.primary) if asked.primary else identity,
         draw_pose(rng),
         asked.setting or str(rng.choice(EVERYDAY)),
         int(rng.integers(VARIATIONS)),
         float(rng.uniform(-1, 1)),
-        asked.outfit or "none",
-        asked.surface or "none",
+        outfit=asked.outfit or "none",
+        surface=asked.surface or "none",
     )
 
 
@@ -120,7 +125,6 @@ def recoloured(identity: Identity, primary: str) -> Identity:
     return dataclasses.replace(identity, **{name: swap.get(getattr(identity, name), getattr(identity, name)) for name in names})
 
 
-PLAIN = "a photo of a {class_noun}"
 SHARE_OF_PAIRS, SHARE_OF_PLAIN, SHARE_OF_COLOURS = 0.06, 0.14, 0.3
 
 
@@ -132,7 +136,7 @@ def draw_scene(rng: np.random.Generator, held_out: frozenset[tuple] = frozenset(
     class_noun = str(rng.choice(CLASS_NOUNS))
     plain = kind < SHARE_OF_PAIRS + SHARE_OF_PLAIN
     template = PLAIN if plain else str(rng.choice(prompts.dreambench_prompts(class_noun in LIVE)))
-    asked = ASKED.get(template, Asked())
+    asked = asked_by(template)
     identity = draw_allowed(class_noun, rng, held_out, asked.primary or None)
     scene = show(identity, template, rng)
     names_colour = not asked.primary and rng.random() < SHARE_OF_COLOURS
@@ -148,9 +152,9 @@ def draw_scene(rng: np.random.Generator, held_out: frozenset[tuple] = frozenset(
     return dataclasses.replace(scene, caption=body)
 
 
-def draw_any_template(class_noun: str, rng: np.random.Generator, *, recolour: bool) -> str:
-    """One of the 25 templates of a class, or the plain one; recolour: also those that ask for a colour."""
-    templates = [template for template in prompts.dreambench_prompts(class_noun in LIVE) if recolour or not ASKED[template].primary]
+def draw_template(class_noun: str, rng: np.random.Generator) -> str:
+    """A template of a class that leaves the body its colour: a subject of another colour is another subject."""
+    templates = [template for template in prompts.dreambench_prompts(class_noun in LIVE) if not ASKED[template].primary]
     return str(rng.choice([*templates, PLAIN]))
 
 

@@ -4,6 +4,7 @@ RARE_WORDS are single tokens that no caption holds: like "sks" in CLIP's vocabul
 """
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 from tokenizers.pre_tokenizers import ByteLevel
@@ -42,7 +43,7 @@ def clip_tokenizer(length: int) -> CLIPTokenizer:
 def _apply(merges: list[tuple[str, str]], parts: list[str]) -> list[str]:
     """Byte-pair encoding: the earliest merge that applies, until none does."""
     ranks = {pair: rank for rank, pair in enumerate(merges)}
-    while found := [(ranks[pair], place) for place, pair in enumerate(zip(parts, parts[1:], strict=False)) if pair in ranks]:
+    while found := [(ranks[pair], place) for place, pair in enumerate(pairwise(parts)) if pair in ranks]:
         place = min(found)[1]
         parts = [*parts[:place], parts[place] + parts[place + 1], *parts[place + 2 :]]
     return parts
