@@ -156,6 +156,8 @@ def get_config() -> ConfigDict:
             student=ConfigDict(dict(guidance_scale=7.5, top_k=1000, top_p=1.0, temperature=1.0)),  # LlamaGen t2i
             dino="facebook/dino-vits16",
             clip="openai/clip-vit-base-patch32",
+            probes="",  # of the micro-world: a folder with the probe that reads identity and context from its pictures
+            direct="",  # the workdir of a finished run with proxy_tuning.source=photos: its student is one more arm, direct_student
         )
     )
     return config.lock()

@@ -1,4 +1,4 @@
-"""The building blocks of the report's HTML page: style sheet, thumbnails, grids, tables and line charts. No scripts, nothing external."""
+"""The building blocks of the report's HTML page: style sheet, thumbnails, grids, tables, bars and line charts. No scripts, nothing external."""
 
 import base64
 import html
@@ -13,55 +13,59 @@ THUMBNAIL_SIDE = 256
 PNG_SIDE = 96  # images up to this side are kept exactly: JPEG would blur what little they have
 
 STYLE = """
-:root{color-scheme:light dark;--bg:#fbfaf8;--card:#fff;--ink:#1d1f23;--soft:#5f6672;--line:#e4e2dd;--accent:#2f6fdb;--bar:#dbe6fa}
+:root{color-scheme:light dark;--bg:#fbfaf8;--card:#fff;--ink:#1d1f23;--soft:#626975;--line:#e6e3dd;--accent:#2f6fdb;--track:#ecebe6;--below:#c2513c}
 @media(prefers-color-scheme:dark){
-:root{--bg:#14161a;--card:#1c1f25;--ink:#e9eaec;--soft:#a0a7b4;--line:#30343c;--accent:#7aa7ff;--bar:#2a3a58}}
+:root{--bg:#14161a;--card:#1b1e23;--ink:#e9eaec;--soft:#a0a7b4;--line:#2c3037;--accent:#7aa7ff;--track:#2a2e35;--below:#e08a76}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
 -webkit-text-size-adjust:100%}
-main{max-width:1120px;margin:0 auto;padding:2.5rem 1.25rem 4rem}
-h1{font-size:clamp(1.6rem,4vw,2.3rem);line-height:1.2;margin:0 0 .5rem;letter-spacing:-.02em}
-h2{font-size:1.3rem;margin:0 0 .25rem;letter-spacing:-.01em}
-p{margin:.25rem 0 1rem;max-width:72ch;text-wrap:pretty}
+main{max-width:1280px;margin:0 auto;padding:3rem 1.25rem 5rem}
+h1{font-size:clamp(1.7rem,4vw,2.4rem);line-height:1.2;margin:0 0 .75rem;letter-spacing:-.02em}
+h2{font-size:1.35rem;margin:0 0 .25rem;letter-spacing:-.01em}
+p{margin:.25rem 0 1.1rem;max-width:72ch;text-wrap:pretty}
 .lead,.say{color:var(--soft)}
 .lead{font-size:1.05rem}
 .lead strong{color:var(--ink);font-weight:600}
-nav{display:flex;flex-wrap:wrap;gap:.4rem 1.1rem;margin:1.25rem 0 0;font-size:.9rem}
+.result{font-size:1.15rem;line-height:1.5;margin:1.1rem 0 0;padding-left:1rem;border-left:3px solid var(--accent)}
+nav{display:flex;flex-wrap:wrap;gap:.4rem 1.25rem;margin:1.6rem 0 0;font-size:.9rem}
 a{color:var(--accent);text-decoration:none}
 a:hover{text-decoration:underline}
-section{margin-top:2.75rem;scroll-margin-top:1rem}
+section{margin-top:3.5rem;scroll-margin-top:1rem}
 .card{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:1rem 1.1rem}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr));gap:1rem;margin-top:1.5rem}
-.tile h3{margin:0;font-size:1rem}
-.tile p{margin:0 0 .6rem;font-size:.85rem;line-height:1.4}
-.bar{display:grid;grid-template-columns:minmax(0,1fr) auto;gap:.15rem .75rem;font-size:.85rem;line-height:1.35;margin-top:.55rem}
-.track{grid-column:1/-1;height:.45rem;border-radius:.25rem;background:var(--bar);overflow:hidden}
-.track div{height:100%;background:var(--accent)}
-.real .track div{background:var(--soft)}
-.value{font-variant-numeric:tabular-nums}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(29%,8.5rem),1fr));gap:.9rem}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(29%,8.4rem),1fr));gap:1rem .9rem}
+.grid.large{grid-template-columns:repeat(auto-fill,minmax(min(44%,11.5rem),1fr))}
 figure{margin:0;min-width:0}
-img{display:block;width:100%;height:auto;border-radius:8px;background:var(--line)}
-img.tiny{image-rendering:pixelated;border-radius:4px}
-figcaption{font-size:.8rem;line-height:1.35;color:var(--soft);margin-top:.35rem;overflow-wrap:anywhere}
-.prompts{display:grid;gap:.75rem}
-.pair{display:grid;gap:.8rem 1.1rem;grid-template-columns:minmax(8rem,12rem) repeat(var(--arms),minmax(0,1fr));align-items:end}
-.pair h3{margin:0;align-self:start;font-size:.95rem;font-weight:600;line-height:1.35;overflow-wrap:anywhere}
+img{display:block;width:100%;height:auto;border-radius:6px;background:var(--line)}
+figcaption{font-size:.8rem;line-height:1.35;color:var(--soft);margin-top:.4rem;overflow-wrap:anywhere}
+.study{display:grid;grid-template-columns:8rem minmax(0,1fr);gap:0 2rem}
+.study aside{position:sticky;top:0;align-self:start;max-height:100vh;overflow-y:auto;scrollbar-width:none}
+.stack{display:grid;gap:.45rem}
+.heads,.arms{display:grid;grid-template-columns:repeat(var(--arms),minmax(0,1fr));gap:0 1.25rem}
+.heads{position:sticky;top:0;z-index:1;background:var(--bg);border-bottom:1px solid var(--line)}
+.heads p,.study aside p{margin:0;padding:.7rem 0 .6rem;font-size:.85rem;line-height:1.3;font-weight:600}
+.prompt{padding:1.15rem 0 .35rem}
+.prompt h3{margin:0 0 .5rem;font-size:1rem;font-weight:500;line-height:1.35;overflow-wrap:anywhere}
 .arm{min-width:0}
-.arm .name{margin:0 0 .35rem;font-size:.8rem;line-height:1.3;color:var(--soft)}
-.thumbs{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(46%,5.5rem),1fr));gap:.4rem}
+.arm .name{display:none}
+.thumbs{display:grid;grid-template-columns:repeat(auto-fill,minmax(120px,1fr));gap:.4rem}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:.95rem}
-th,td{text-align:left;padding:.5rem .75rem;border-bottom:1px solid var(--line);vertical-align:top}
-thead th{font-size:.85rem;color:var(--soft);font-weight:600;white-space:nowrap}
-tbody th{font-weight:500}
+th,td{text-align:left;padding:.55rem .75rem;border-bottom:1px solid var(--line);vertical-align:top}
+thead th{font-size:.9rem;font-weight:600}
+thead tr.over th{font-size:.8rem;font-weight:500;color:var(--soft);border:0;padding-bottom:0}
+thead small{display:block;margin-top:.2rem;font-size:.78rem;font-weight:400;line-height:1.35;color:var(--soft);text-wrap:pretty}
+tbody th{font-weight:500;min-width:10.5rem}
 tbody tr:last-child>*{border-bottom:0}
-.num{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-tr.ceiling>*{color:var(--soft);font-style:italic}
-tr.group>*{font-weight:600;padding-top:1rem;border-bottom:0}
+.num{font-variant-numeric:tabular-nums}
+.track{display:block;height:4px;margin-top:.3rem;border-radius:2px;background:var(--track);overflow:hidden}
+.track i{display:block;height:100%;background:var(--accent)}
+.track .below{background:var(--below)}
+tr.ceiling>*{color:var(--soft)}
+tr.ceiling .track i{background:var(--soft)}
+tr.group>*{font-weight:600;padding-top:1.1rem;border-bottom:0}
 tr.total>*{font-weight:600}
 td strong{color:var(--accent)}
-details{margin-top:.75rem}
+details{margin-top:1rem}
 summary{cursor:pointer;color:var(--accent);font-weight:500}
 details[open]>summary{margin-bottom:.75rem}
 pre{margin:0;font:.82rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
@@ -70,14 +74,15 @@ pre{margin:0;font:.82rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospac
 svg{display:block;width:100%;height:auto;max-width:40rem}
 svg text{font:11px system-ui,sans-serif;fill:var(--soft)}
 .rule{stroke:var(--line);stroke-width:1}
-.raw{fill:none;stroke:var(--accent);stroke-width:1;opacity:.5}
+.raw{fill:none;stroke:var(--accent);stroke-width:1;opacity:.4}
 .smooth{fill:none;stroke:var(--accent);stroke-width:2;stroke-linejoin:round}
-.note{font-size:.9rem;color:var(--soft);margin:.75rem 0 0}
-ul.note{padding-left:1.2rem}
-@media(max-width:700px){
-.pair{grid-template-columns:repeat(2,minmax(0,1fr))}.pair h3{grid-column:1/-1}
-main{padding:1.5rem .9rem 3rem}.card{padding:.8rem}table{font-size:.82rem}thead th{font-size:.75rem}th,td{padding:.45rem .3rem}}
-@media print{main{max-width:none}details>*{display:block}}
+.note{font-size:.88rem;color:var(--soft);margin:.75rem 0 0}
+@media(max-width:800px){
+.study,.arms{grid-template-columns:minmax(0,1fr)}.heads{display:none}.arm{margin-bottom:.8rem}
+.study aside{position:static}.stack{grid-template-columns:repeat(5,minmax(0,1fr))}
+.arm .name{display:block;margin:0 0 .3rem;font-size:.8rem;line-height:1.3;color:var(--soft)}
+main{padding:1.75rem .9rem 3rem}.card{padding:.8rem}table{font-size:.85rem}th,td{padding:.45rem .4rem}thead small{min-width:6rem}}
+@media print{main{max-width:none}.study aside,.heads{position:static}details>*{display:block}}
 """
 
 
@@ -98,17 +103,33 @@ def thumbnail(path: Path) -> tuple[str, int, int]:
 
 
 def image(path: Path, alt: str) -> str:
-    """An <img> with the thumbnail of `path` inside it; very small images are enlarged without blur."""
+    """An <img> with the thumbnail of `path` inside it; small ones are enlarged smoothly, by the browser."""
     uri, width, height = thumbnail(path)
-    tiny = ' class="tiny"' if max(width, height) <= PNG_SIDE else ""
-    return f'<img{tiny} src="{uri}" width="{width}" height="{height}" alt="{escape(alt)}">'
+    return f'<img src="{uri}" width="{width}" height="{height}" alt="{escape(alt)}">'
 
 
-def figures(pictures: Sequence[tuple[Path, str, str]]) -> str:
+def figures(pictures: Sequence[tuple[Path, str, str]], *, large: bool = False) -> str:
     """A grid of (path, alt, caption); an empty caption is left out."""
     captions = [f"<figcaption>{escape(caption)}</figcaption>" if caption else "" for _, _, caption in pictures]
     items = [f"<figure>{image(path, alt)}{caption}</figure>" for (path, alt, _), caption in zip(pictures, captions, strict=True)]
-    return f'<div class="grid">{"".join(items)}</div>'
+    return f'<div class="grid{" large" if large else ""}">{"".join(items)}</div>'
+
+
+def study(reference: tuple[str, Sequence[str]], names: Sequence[str], rows: Sequence[tuple[str, Sequence[Sequence[str]]]]) -> str:
+    """Rows of (heading, the images of each of `names`) beside a reference (its name, images), which stays in sight with the names.
+
+    Images are <img> elements.
+    """
+    heads = "".join(f"<p>{escape(name)}</p>" for name in names)
+    parts = []
+    for heading, groups in rows:
+        arms = [
+            f'<div class="arm"><p class="name">{escape(name)}</p><div class="thumbs">{"".join(group)}</div></div>'
+            for name, group in zip(names, groups, strict=True)
+        ]
+        parts.append(f'<div class="prompt"><h3>{escape(heading)}</h3><div class="arms">{"".join(arms)}</div></div>')
+    aside = f'<aside><p>{escape(reference[0])}</p><div class="stack">{"".join(reference[1])}</div></aside>'
+    return f'<div class="study" style="--arms:{len(names)}">{aside}<div><div class="heads">{heads}</div>{"".join(parts)}</div></div>'
 
 
 def section(anchor: str, title: str, say: str, body: str) -> str:
@@ -121,34 +142,35 @@ def details(summary: str, body: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{body}</details>"
 
 
-def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], *, anchor: str) -> str:
+def table(
+    head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], *, anchor: str, say: Sequence[str] = (), over: Sequence[tuple[str, int]] = ()
+) -> str:
     """A table in a card: each row is (class, cells) with the cells as HTML; the first column names the row, the others are numbers.
 
-    A row of one cell is a heading over the rows below it.
+    A row of one cell is a heading over the rows below it. say: a sentence under each column's name. over: (name, columns) above those.
     """
-    heads = "".join(f'<th scope="col"{_num(i)}>{escape(text)}</th>' for i, text in enumerate(head))
+    says = [f"<small>{escape(text)}</small>" if text else "" for text in say or [""] * len(head)]
+    heads = "".join(f'<th scope="col"{_num(i)}>{escape(text)}{says[i]}</th>' for i, text in enumerate(head))
+    groups = "".join(f'<th scope="colgroup" colspan="{columns}">{escape(text)}</th>' for text, columns in over)
     body = []
     for kind, cells in rows:
         span = f' colspan="{len(head)}"' if len(cells) == 1 else ""
         tags = [f'<th scope="row"{span}>{cells[0]}</th>'] + [f"<td{_num(i)}>{cell}</td>" for i, cell in enumerate(cells[1:], 1)]
         body.append(f'<tr class="{kind}">{"".join(tags)}</tr>')
-    return f'<div class="card scroll"><table id="{anchor}"><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    top = f'<tr class="over">{groups}</tr>' if over else ""
+    return f'<div class="card scroll"><table id="{anchor}"><thead>{top}<tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
 def _num(column: int) -> str:
     return ' class="num"' if column else ""
 
 
-def bars(rows: Sequence[tuple[str, float | None, str]]) -> str:
-    """Horizontal bars of (label, value, text) from 0 to the largest value; None has no bar. The first row is drawn as the reference."""
-    top = max([value for _, value, _ in rows if value is not None], default=1.0)
-    items = []
-    for number, (label, value, text) in enumerate(rows):
-        width = 0.0 if value is None or top <= 0 else 100 * max(value, 0.0) / top
-        kind = "bar" if number else "bar real"
-        track = "" if value is None else f'<div class="track"><div style="width:{width:.1f}%"></div></div>'
-        items.append(f'<div class="{kind}"><span>{escape(label)}</span><span class="value">{text}</span>{track}</div>')
-    return "".join(items)
+def bar(value: float | None, full: float) -> str:
+    """A bar of `value` on a scale from 0 to `full`, where it ends; below 0 it is as long, in another colour. None has no bar."""
+    if value is None:
+        return ""
+    below = ' class="below"' if value < 0 else ""
+    return f'<span class="track"><i{below} style="width:{100 * min(abs(value) / full, 1.0):.1f}%"></i></span>'
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:

@@ -9,27 +9,40 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from proxy_jax.metrics import page
-from proxy_jax.metrics.scores import METRICS
+from proxy_jax.metrics.scores import METRICS, PROBED
 
-LABELS = {"dino": "DINO ↑", "clip_i": "CLIP-I ↑", "clip_t": "CLIP-T ↑"}
+LABELS = {
+    "dino": "DINO ↑",
+    "clip_i": "CLIP-I ↑",
+    "clip_t": "CLIP-T ↑",
+    "identity": "Identity ↑",
+    "context": "Context ↑",
+    "identity_context": "Identity × context ↑",
+    "right_class": "Class ↑",
+}
 MEANINGS = {
-    "dino": "Is it this very subject? Likeness to the photos in fine detail.",
-    "clip_i": "Is it this kind of subject? Likeness to the photos in overall meaning.",
-    "clip_t": "Does it show what the prompt asks for? Match of picture and prompt.",
+    "dino": "How like the photos in fine detail; higher is better.",
+    "clip_i": "How like the photos in overall meaning; higher is better.",
+    "clip_t": "How well picture and prompt agree; higher is better.",
+    "identity": "How much of the subject's own colours, pattern and parts is there; higher is better.",
+    "context": "How much of what the prompt asks for is there; higher is better.",
+    "identity_context": "Both at once, in the same picture; higher is better.",
+    "right_class": "How many show the right kind of thing; higher is better.",
 }
 SECTIONS = {
     "photos": "Photos",
     "supervisor": "Supervisor samples",
     "proxies": "Proxies",
-    "samples": "Side by side",
+    "samples": "Student samples by prompt",
     "scores": "Scores",
-    "by-prompt": "Scores by prompt",
     "losses": "Loss curves",
     "times": "Time",
     "configuration": "Configuration and versions",
 }
 REAL, UNDEFINED = "Real photos", "–"
-PROXIES_SHOWN, SUPERVISOR_SHOWN, SHOWN_PER_PROMPT = 24, 12, 4
+PROXIES_SHOWN, SUPERVISOR_SHOWN, BESIDE_SHOWN = 24, 8, 5  # pictures of a kind on the page
+ROW_SHOWN = 8  # pictures of one prompt side by side, over all arms
+LEFT_OUT_NAMED = 10
 
 
 class Picture(TypedDict):
@@ -65,15 +78,16 @@ class Timing(TypedDict):
 class Report(TypedDict):
     """Everything a report shows; a plain dict that JSON can hold.
 
-    subject: {"class_noun", "token"}. proxies: all of them, in order; empty if the student learned from the photos directly.
-    samples: arm -> its images, those of one prompt with one caption. rows: the arms in the order to show, "supervisor" and
-    "student" among them where they ran. ceiling: the real photos' scores (`scores.ceiling(...).to_dict()`).
-    config: nested plain values. versions: name -> version. notes: sentences the reader should know.
+    subject: {"class_noun", "token"}. left_out: names of files among the photos that are no readable picture. proxies: all of them, in
+    order; empty if the student learned from the photos directly. samples: arm -> its images, those of one prompt with one caption.
+    rows: the arms in the order to show, "supervisor" and "student" among them where they ran. ceiling: the real photos' scores
+    (`scores.ceiling(...).to_dict()`). config: nested plain values. versions: name -> version. notes: sentences the reader should know.
     """
 
     title: str
     subject: dict[str, str]
     photos: list[Picture]
+    left_out: list[str]
     proxies: list[Picture]
     samples: dict[str, list[Picture]]
     rows: list[Row]
@@ -98,7 +112,7 @@ def check(report: Report) -> None:
     if len(set(arms)) < len(arms) or set(report["samples"]) - set(arms):
         raise ReportError(f"rows have the arms {arms}, samples {sorted(report['samples'])}: rows differ and cover the samples")
     for row in report["rows"]:
-        lacking = [name for name in (*METRICS, "images", "per_prompt") if name not in row["scores"]]
+        lacking = [name for name in (*METRICS, *PROBED, "images", "per_prompt") if name not in row["scores"]]
         if lacking:
             raise ReportError(f"the scores of {row['arm']!r} lack {lacking}")
     for curve in report["curves"]:
@@ -139,15 +153,41 @@ def by_prompt(report: Report) -> dict[str, dict[str, list[Picture]]]:
     return prompts
 
 
-def score_cells(scores: Sequence[Mapping[str, Any]], bold: str) -> list[list[str]]:
-    """One row of cells for each of `scores`: the metrics, then the number of images. The best as printed are put into `bold`."""
+def metrics(report: Report) -> list[str]:
+    """The scores to show: DreamBench's always, a probe's where any arm has it."""
+    return [*METRICS, *(name for name in PROBED if any(row["scores"][name] is not None for row in report["rows"]))]
+
+
+def score_cells(shown: Sequence[str], scores: Sequence[Mapping[str, Any]], bold: str) -> list[list[str]]:
+    """One row of cells for each of `scores`: the metrics `shown`, then the number of images. The best as printed are put into `bold`."""
     columns = []
-    for metric in METRICS:
+    for metric in shown:
         values = [number(score[metric]) for score in scores]
         top = number(max((score[metric] for score in scores if score[metric] is not None), default=None))
         columns.append([bold.format(value) if value == top != UNDEFINED and len(scores) > 1 else value for value in values])
     columns.append([str(score["images"]) for score in scores])
     return [list(row) for row in zip(*columns, strict=True)]
+
+
+def result(report: Report) -> str:
+    """The student's scores in one sentence; empty without a student."""
+    scores = {row["arm"]: row["scores"] for row in report["rows"]}
+    if "student" not in scores:
+        return ""
+
+    def others(metric: str, form: str) -> str:
+        names = {"supervisor": "the supervisor's", "untuned_student": "its own before tuning"}
+        known = [f"{name} {scores[arm][metric]:{form}}" for arm, name in names.items() if arm in scores]
+        known += [f"real photos {report['ceiling'][metric]:{form}}"] if report["ceiling"][metric] is not None else []
+        return f" ({', '.join(known)})" if known else ""
+
+    student, noun = scores["student"], report["subject"]["class_noun"]
+    if student["identity"] is None:
+        return f"Likeness to the photos, by DINO (1 is the most): the student's pictures {student['dino']:.2f}{others('dino', '.2f')}."
+    return (
+        f"The student's pictures show {student['identity']:.0%} of what makes this {noun} itself{others('identity', '.0%')} "
+        f"and {student['context']:.0%} of what the prompts ask for{others('context', '.0%')}."
+    )
 
 
 def per_prompt(report: Report) -> dict[str, list[tuple[str, dict[str, Any]]]]:
@@ -168,27 +208,29 @@ def write_json(report: Report, path: Path) -> None:
 def write_markdown(report: Report, path: Path) -> None:
     """Writes the tables, losses, times and the images' paths (relative to the report's root) as Markdown."""
     check(report)
-    subject, rows = report["subject"], report["rows"]
-    cells = score_cells([row["scores"] for row in rows], "**{}**")
-    table = [[REAL, *score_cells([report["ceiling"]], "{}")[0]], *([row["label"], *line] for row, line in zip(rows, cells, strict=True))]
+    subject, rows, shown = report["subject"], report["rows"], metrics(report)
+    cells = score_cells(shown, [row["scores"] for row in rows], "**{}**")
+    table = [[REAL, *score_cells(shown, [report["ceiling"]], "{}")[0]], *([row["label"], *line] for row, line in zip(rows, cells, strict=True))]
     prompts = [
         [prompt, label, *line]
         for prompt, arms in per_prompt(report).items()
-        for (label, _), line in zip(arms, score_cells([scores for _, scores in arms], "**{}**"), strict=True)
+        for (label, _), line in zip(arms, score_cells(shown, [scores for _, scores in arms], "**{}**"), strict=True)
     ]
     pictures = [(REAL, report["photos"]), ("Proxies", report["proxies"])]
     pictures += [(row["label"], report["samples"][row["arm"]]) for row in rows if row["arm"] in report["samples"]]
     curves = [curve for curve in report["curves"] if curve["steps"]]
+    head = ["", *(LABELS[name] for name in shown), "Images"]
     lines = [
         f"# {report['title']}",
         f'\nSubject: {subject["class_noun"]}, called "{subject["token"]} {subject["class_noun"]}" in prompts.',
-        "\n## Scores\n\nHigher is better, the best is bold.\n",
-        *(f"- {LABELS[name]}: {MEANINGS[name]}" for name in METRICS),
+        *([f"\n{result(report)}"] if result(report) else []),
+        "\n## Scores\n\nThe best is bold.\n",
+        *(f"- {LABELS[name]}: {MEANINGS[name]}" for name in shown),
         "",
-        *_markdown_table(["", *LABELS.values(), "Images"], table),
+        *_markdown_table(head, table),
         *([f"\n{REAL}: {report['ceiling']['note']}."] if report["ceiling"]["note"] else []),
         "\n## Scores by prompt\n",
-        *_markdown_table(["Prompt", "", *LABELS.values(), "Images"], prompts),
+        *_markdown_table(["Prompt", *head], prompts),
         "\n## Training losses (lower is better)\n",
         *(
             f"- {stage_name(c['stage'])}: {c['losses'][0]:.4g} at step {c['steps'][0]}, {c['losses'][-1]:.4g} at step {c['steps'][-1]}"
@@ -198,12 +240,19 @@ def write_markdown(report: Report, path: Path) -> None:
         *(f"- {stage_name(timing['stage'])}: {duration(timing['seconds'])}" for timing in report["timings"]),
         "\n## Images\n",
         *(line for label, group in pictures for line in _markdown_pictures(label, group)),
+        *([f"\n{left_out(report)}"] if report["left_out"] else []),
         "\n## Versions\n",
         *(f"- {name} {version}" for name, version in report["versions"].items()),
         *(["\n## Notes\n"] if report["notes"] else []),
         *(f"- {note}" for note in report["notes"]),
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def left_out(report: Report) -> str:
+    """The sentence about files among the photos that are no readable pictures."""
+    names, more = report["left_out"][:LEFT_OUT_NAMED], len(report["left_out"]) - LEFT_OUT_NAMED
+    return f"Left out, because they are no pictures that can be read: {', '.join(names)}{f' and {more} more' if more > 0 else ''}."
 
 
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -226,9 +275,8 @@ def write_html(report: Report, root: Path, path: Path) -> None:
         _photos(report, root),
         _supervisor(report, root),
         _proxies(report, root),
-        _side_by_side(report, root),
+        _by_prompt(report, root),
         _scores(report),
-        _scores_by_prompt(report),
         _losses(report),
         _times(report),
         _configuration(report),
@@ -243,12 +291,16 @@ def _file(root: Path, picture: Picture) -> Path:
     return path
 
 
-def _grid(root: Path, pictures: Sequence[Picture], kind: str) -> str:
-    """The pictures with their captions; a caption that all share is printed once, below."""
-    captions = {picture["caption"] for picture in pictures}
-    shared = len(captions) == 1 and len(pictures) > 1
+def _grid(root: Path, pictures: Sequence[Picture], kind: str, *, large: bool = False) -> str:
+    """The pictures with their captions; a caption that all share is left to the text around."""
+    shared = _shared_caption(pictures)
     items = [(_file(root, p), f"{kind} {i}: {p['caption']}", "" if shared else p["caption"]) for i, p in enumerate(pictures, 1)]
-    return page.figures(items) + (_note(f"All: “{captions.pop()}”.") if shared else "")
+    return page.figures(items, large=large)
+
+
+def _shared_caption(pictures: Sequence[Picture]) -> str:
+    captions = {picture["caption"] for picture in pictures}
+    return captions.pop() if len(captions) == 1 and len(pictures) > 1 else ""
 
 
 def _header(report: Report) -> str:
@@ -260,22 +312,19 @@ def _header(report: Report) -> str:
         if report["proxies"]
         else "An image generator that draws piece by piece, the <strong>student</strong>, learned one subject from its photos directly."
     )
-    tiles = []
-    for metric in METRICS:
-        rows = [(REAL, report["ceiling"]), *((row["label"], row["scores"]) for row in report["rows"])]
-        bars = page.bars([(label, scores[metric], number(scores[metric])) for label, scores in rows])
-        tiles.append(f'<div class="card tile"><h3>{LABELS[metric]}</h3><p class="say">{MEANINGS[metric]}</p>{bars}</div>')
     links = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title in SECTIONS.items())
+    sentence = f'<p class="result">{page.escape(result(report))}</p>' if result(report) else ""
     return (
         f'<header><h1>{page.escape(report["title"])}</h1><p class="lead">{learning} Here the subject is one particular <strong>{noun}</strong>; '
-        f"in prompts the word “{token}” stands for it.</p>"
-        f'<div class="tiles">{"".join(tiles)}</div><nav aria-label="Sections">{links}</nav></header>'
+        f"in prompts the word “{token}” stands for it.</p>{sentence}"
+        f'<nav aria-label="Sections">{links}</nav></header>'
     )
 
 
 def _photos(report: Report, root: Path) -> str:
-    say = "The real pictures of the subject. Everything below is measured by how well it keeps to them."
-    return page.section("photos", SECTIONS["photos"], say, _grid(root, report["photos"], "Photo"))
+    say = "The real pictures of the subject: all that anyone was shown of it. Likeness, in the scores below, is likeness to these."
+    body = _grid(root, report["photos"], "Photo", large=True) + (_note(left_out(report)) if report["left_out"] else "")
+    return page.section("photos", SECTIONS["photos"], say, body)
 
 
 def _supervisor(report: Report, root: Path) -> str:
@@ -291,48 +340,64 @@ def _proxies(report: Report, root: Path) -> str:
     shown = spread(report["proxies"], PROXIES_SHOWN)
     if not shown:
         return page.section("proxies", SECTIONS["proxies"], say, _note("This run has none: the student learned from the photos directly."))
-    count = _note(f"{len(shown)} of {len(report['proxies'])} proxies, evenly picked.") if len(shown) < len(report["proxies"]) else ""
-    return page.section("proxies", SECTIONS["proxies"], say, _grid(root, shown, "Proxy") + count)
+    shared, count = _shared_caption(shown), f"{len(shown)} of {len(report['proxies'])} proxies, evenly picked" * (len(shown) < len(report["proxies"]))
+    note = "; ".join(filter(None, (count, f"the prompt of each is “{shared}”" if shared else "")))
+    return page.section("proxies", SECTIONS["proxies"], say, _grid(root, shown, "Proxy") + (_note(f"{note[0].upper()}{note[1:]}.") if note else ""))
 
 
-def _side_by_side(report: Report, root: Path) -> str:
-    say = "The same prompt drawn by each generator. Compare along a row: who keeps the subject, and who shows what the prompt says?"
+def _by_prompt(report: Report, root: Path) -> str:
     labels = {row["arm"]: row["label"] for row in report["rows"] if row["arm"] in report["samples"]}
+    prompts, noun = by_prompt(report), report["subject"]["class_noun"]
+    if not prompts:
+        return page.section("samples", SECTIONS["samples"], "", _note("No generator was sampled in this run."))
+    say = f"Look for two things: is it the {noun} of the photos, and is it as the heading says? Each generator was asked for a "
+    say += f"“{report['subject']['token']} {noun}”."
+    limit, drawn = max(1, ROW_SHOWN // len(labels)), max(len(pictures) for arms in prompts.values() for pictures in arms.values())
+    if drawn > limit:
+        say += f" The first {limit} of {drawn} pictures a prompt are shown; all count in the scores."
     rows = []
-    for prompt, arms in by_prompt(report).items():
-        cells = []
+    for prompt, arms in prompts.items():
+        groups = []
         for arm, label in labels.items():
-            pictures = arms[arm][:SHOWN_PER_PROMPT] if arm in arms else []
-            thumbs = "".join(page.image(_file(root, p), f"{label}, picture {i}: {prompt}") for i, p in enumerate(pictures, 1))
-            cells.append(f'<div class="arm"><p class="name">{page.escape(label)}</p><div class="thumbs">{thumbs}</div></div>')
-        rows.append(f'<div class="card pair" style="--arms:{len(labels)}"><h3>{page.escape(prompt)}</h3>{"".join(cells)}</div>')
-    body = f'<div class="prompts">{"".join(rows)}</div>' if rows else _note("No generator was sampled in this run.")
-    return page.section("samples", SECTIONS["samples"], say, body)
+            pictures = arms[arm][:limit] if arm in arms else []
+            groups.append([page.image(_file(root, p), f"{label}, picture {i}: {prompt}") for i, p in enumerate(pictures, 1)])
+        rows.append((prompt, groups))
+    beside = [page.image(_file(root, p), f"Photo {i}, to compare") for i, p in enumerate(spread(report["photos"], BESIDE_SHOWN), 1)]
+    return page.section("samples", SECTIONS["samples"], say, page.study(("Photos", beside), list(labels.values()), rows))
 
 
 def _scores(report: Report) -> str:
-    say = "Averages over all pictures, at most 1. Higher is better, the best is bold. Real photos compared with each other are the mark to aim for."
-    rows = report["rows"]
-    cells = score_cells([row["scores"] for row in rows], "<strong>{}</strong>")
-    lines = [("ceiling", [REAL, *score_cells([report["ceiling"]], "{}")[0]])]
-    lines += [("", [page.escape(row["label"]), *line]) for row, line in zip(rows, cells, strict=True)]
-    notes = [f"{row['label']}: {row['scores']['note']}." for row in [{"label": REAL, "scores": report["ceiling"]}, *rows] if row["scores"]["note"]]
-    notes += report["notes"]
-    meanings = "".join(f"<li><strong>{LABELS[name]}</strong> {MEANINGS[name]}</li>" for name in METRICS)
-    body = page.table(["", *LABELS.values(), "Images"], lines, anchor="table") + f'<ul class="note">{meanings}</ul>'
-    body += "".join(map(_note, notes))
-    return page.section("scores", SECTIONS["scores"], say, body)
+    say = "Averages over all pictures; the best is bold. A full bar is the score of the real photos, or 1 where photos have none."
+    rows, shown = report["rows"], metrics(report)
+    cells = score_cells(shown, [row["scores"] for row in rows], "<strong>{}</strong>")
+    cells = [score_cells(shown, [report["ceiling"]], "{}")[0], *cells]
+    everyone = [("ceiling", REAL, report["ceiling"]), *(("", row["label"], row["scores"]) for row in rows)]
+    lines = []
+    for (kind, label, scores), line in zip(everyone, cells, strict=True):
+        bars = [page.bar(scores[name], _full(report["ceiling"][name])) for name in shown]
+        lines.append((kind, [page.escape(label), *map("".join, zip(line, [*bars, ""], strict=True))]))
+    head, probed = ["", *(LABELS[name] for name in shown), "Images"], len(shown) - len(METRICS)
+    over = [("", 1), ("DreamBench's scores", len(METRICS)), ("Read from the pictures by a probe that knows this world", probed), ("", 1)]
+    meanings = ["", *(MEANINGS[name] for name in shown), ""]
+    body = page.table(head, lines, anchor="table", say=meanings, over=over if probed else ())
+    notes = [f"{label}: {scores['note']}." for _, label, scores in everyone if scores["note"]]
+    body += "".join(map(_note, notes + report["notes"]))
+    return page.section("scores", SECTIONS["scores"], say, body + _scores_by_prompt(report))
+
+
+def _full(ceiling: float | None) -> float:
+    """Where a score's bar ends: at the real photos' score, or at 1, the most that a score can be."""
+    return ceiling if ceiling is not None and ceiling > 0 else 1.0
 
 
 def _scores_by_prompt(report: Report) -> str:
-    say = "The same scores for each prompt: which scenes work and which do not. Few pictures stand behind each number, so small gaps mean little."
-    lines = []
+    lines, shown = [], metrics(report)
     for prompt, arms in per_prompt(report).items():
         lines.append(("group", [page.escape(prompt)]))
-        cells = score_cells([scores for _, scores in arms], "<strong>{}</strong>")
+        cells = score_cells(shown, [scores for _, scores in arms], "<strong>{}</strong>")
         lines += [("", [page.escape(label), *line]) for (label, _), line in zip(arms, cells, strict=True)]
-    table = page.table(["", *LABELS.values(), "Images"], lines, anchor="prompt-table")
-    return page.section("by-prompt", SECTIONS["by-prompt"], say, page.details("Show all prompts", table))
+    table = page.table(["", *(LABELS[name] for name in shown), "Images"], lines, anchor="prompt-table")
+    return page.details("Scores by prompt", _note("Few pictures stand behind each number, so small gaps mean little.") + table)
 
 
 def _losses(report: Report) -> str:

@@ -3,16 +3,21 @@
 DINO and CLIP-I are the mean cosine over all pairs of a real photo and a generated image. CLIP-T is the mean cosine of each
 generated image and its prompt, the prompt without the subject's token. The ceiling is the mean cosine over all pairs of two
 different photos: what a perfect generator would reach. Higher is better everywhere.
+
+Where a probe can read pictures (attributes.py), its scores are averaged beside them.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
 
 METRICS = ("dino", "clip_i", "clip_t")
+PROBED = ("identity", "context", "identity_context", "right_class")
+NOTHING_READ: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,10 @@ class PromptScores:
     dino: float
     clip_i: float
     clip_t: float
+    identity: float | None = None
+    context: float | None = None
+    identity_context: float | None = None
+    right_class: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +58,10 @@ class Scores:
     clip_i: float | None
     clip_t: float | None
     images: int
+    identity: float | None = None
+    context: float | None = None
+    identity_context: float | None = None
+    right_class: float | None = None
     per_prompt: tuple[PromptScores, ...] = ()
     note: str = ""
 
@@ -103,16 +116,28 @@ def between_photos(real: np.ndarray) -> float | None:
     return float(pairs[np.triu_indices(len(real), k=1)].mean())
 
 
-def ceiling(real: Embeddings) -> Scores:
-    """The real photos against each other; undefined, and the note says so, for one photo. CLIP-T has no ceiling: photos have no prompt."""
+def ceiling(real: Embeddings, read: Mapping[str, np.ndarray] = NOTHING_READ) -> Scores:
+    """The real photos against each other; undefined, and the note says so, for one photo. CLIP-T has no ceiling: photos have no prompt.
+
+    read: what a probe reads in them, a value of a PROBED score a photo (`attributes.of_photos`).
+    """
     note = "" if len(real) > 1 else "undefined: comparing real photos with each other needs at least two photos"
-    return Scores(between_photos(real.dino), between_photos(real.clip), None, len(real), note=note)
+    means = {name: float(values.mean()) for name, values in read.items()}
+    return Scores(between_photos(real.dino), between_photos(real.clip), None, len(real), **means, note=note)
 
 
-def score(real: Embeddings, generated: Embeddings, texts: np.ndarray, prompts: Sequence[str], prompt_of: Sequence[int]) -> Scores:
+def score(
+    real: Embeddings,
+    generated: Embeddings,
+    texts: np.ndarray,
+    prompts: Sequence[str],
+    prompt_of: Sequence[int],
+    read: Mapping[str, np.ndarray] = NOTHING_READ,
+) -> Scores:
     """The scores of one arm's images.
 
     texts [p, e]: CLIP embeddings of the p `prompts` without the subject's token. prompt_of [n]: the prompt's number of each image.
+    read: what a probe reads in them, a value of a PROBED score an image (`attributes.of_samples`).
     Raises ValueError if the numbers do not fit or a prompt has no image.
     """
     index = np.asarray(prompt_of, np.int64)
@@ -126,6 +151,7 @@ def score(real: Embeddings, generated: Embeddings, texts: np.ndarray, prompts: S
         "dino": fidelity(real.dino, generated.dino),
         "clip_i": fidelity(real.clip, generated.clip),
         "clip_t": agreement(generated.clip, np.asarray(texts)[index]),
+        **read,
     }
     per_prompt = [
         PromptScores(prompt, int((index == i).sum()), **{name: float(value[index == i].mean()) for name, value in values.items()})

@@ -22,10 +22,11 @@ class Page(HTMLParser):
     """Tables as rows of cell texts, images, links, and where the sections start."""
 
     VOID = ("meta", "img", "line")
+    ASIDE = ("small",)  # in a table: explains, is no value
 
     def __init__(self, text):
         super().__init__()
-        self.tables, self.images, self.sections, self.bold, self.text = {}, [], [], [], []
+        self.tables, self.images, self.sections, self.bold, self.text, self.bars = {}, [], [], [], [], []
         self.open, self.errors, self.addresses, self.anchors = [], [], [], []
         self.feed(text)
 
@@ -37,6 +38,8 @@ class Page(HTMLParser):
             self.open.append(tag)
         if tag == "section":
             self.sections.append(values["id"])
+        elif tag == "i":
+            self.bars.append((values["style"], "class" in values))
         elif tag == "img":
             self.images.append(values)
         elif tag == "table":
@@ -56,7 +59,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text.append(data)
-        if {"td", "th"} & set(self.open):
+        if {"td", "th"} & set(self.open) and not set(self.ASIDE) & set(self.open):
             self.rows[-1][-1] += data
             if "strong" in self.open:
                 self.bold.append(data)
@@ -86,6 +89,7 @@ def content():
         "title": "A <title> & more",
         "subject": {"class_noun": "dog", "token": "sks"},
         "photos": [{"path": "photo.png", "caption": "00.jpg"}],
+        "left_out": [],
         "proxies": [{"path": "proxy.png", "caption": "a sks dog"} for _ in range(60)],
         "samples": {arm: [{"path": f"{name}.png", "caption": prompt} for prompt in PROMPTS for name in "ab"] for arm in ("student", "supervisor")},
         "rows": rows,
@@ -148,10 +152,69 @@ def test_best_of_each_column_is_bold(content, root, tmp_path):
 
 def test_sections_in_order_with_working_links(content, root, tmp_path):
     parsed = Page(written(content, root, tmp_path))
-    assert parsed.sections == ["photos", "supervisor", "proxies", "samples", "scores", "by-prompt", "losses", "times", "configuration"]
+    assert parsed.sections == ["photos", "supervisor", "proxies", "samples", "scores", "losses", "times", "configuration"]
     links = [address[1:] for address in parsed.addresses if address.startswith("#")]
     assert links == parsed.sections
     assert len(set(parsed.anchors)) == len(parsed.anchors)
+
+
+PROBED = {"identity": 0.8, "context": 0.9, "identity_context": 0.7, "right_class": 1.0}
+
+
+def test_probe_scores_have_their_own_columns(content, root, tmp_path):
+    for row, less in zip(content["rows"], (0.0, 0.1), strict=True):
+        for scores_of in (row["scores"], *row["scores"]["per_prompt"]):
+            scores_of |= {name: value - less for name, value in PROBED.items()}
+    content["ceiling"] |= {"identity": 0.95, "right_class": 1.0}
+    parsed = Page(written(content, root, tmp_path))
+    over, head, ceiling, supervisor, student = parsed.tables["table"]
+    assert over[1:3] == ["DreamBench's scores", "Read from the pictures by a probe that knows this world"]
+    assert head[4:] == ["Identity ↑", "Context ↑", "Identity × context ↑", "Class ↑", "Images"]
+    assert ceiling[4:8] == ["0.950", "–", "–", "1.000"]
+    assert supervisor[4:8] == ["0.800", "0.900", "0.700", "1.000"] and student[4:8] == ["0.700", "0.800", "0.600", "0.900"]
+    assert [row[4:8] for row in parsed.tables["prompt-table"][2:4]] == [supervisor[4:8], student[4:8]]
+    assert "show 70% of what makes this dog itself (the supervisor's 80%, real photos 95%) and 80% of what the prompts" in "".join(parsed.text)
+    report.write_markdown(content, tmp_path / "report.md")
+    assert "| Identity ↑ | Context ↑ | Identity × context ↑ | Class ↑ |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_every_metric_is_explained_below_its_name(content, root, tmp_path):
+    text = written(content, root, tmp_path)
+    assert set(report.MEANINGS) == {*scores.METRICS, *scores.PROBED} and all("higher is better" in meaning for meaning in report.MEANINGS.values())
+    for name in scores.METRICS:
+        assert f"{report.LABELS[name]}<small>{page.escape(report.MEANINGS[name])}</small>" in text
+    assert not any(page.escape(report.MEANINGS[name]) in text for name in scores.PROBED)  # this report has none
+
+
+def test_bars_end_at_the_real_photos_or_at_one(content, root, tmp_path):
+    content["ceiling"] |= {"dino": 0.8, "clip_i": None, "clip_t": None}
+    content["rows"][0]["scores"] |= {"dino": 0.6, "clip_i": 0.6, "clip_t": -0.25}
+    content["rows"][1]["scores"] |= {"dino": 0.9, "clip_i": None, "clip_t": 0.0}
+    bars = Page(written(content, root, tmp_path)).bars
+    photos, supervisor, student = [("100.0%", False)], [("75.0%", False), ("60.0%", False), ("25.0%", True)], [("100.0%", False), ("0.0%", False)]
+    assert bars == [(f"width:{width}", below) for width, below in photos + supervisor + student]
+
+
+def test_a_row_of_pictures_stays_readable(content, root, tmp_path):
+    """Four arms of four pictures a prompt: two each, and the page says so; the table counts all."""
+    names = ("supervisor", "student", "untuned_student", "direct_student")
+    content["rows"] = [{**copy.deepcopy(content["rows"][0]), "arm": name, "label": name} for name in names]
+    content["samples"] = {name: [{"path": "a.png", "caption": prompt} for prompt in PROMPTS for _ in range(4)] for name in names}
+    parsed = Page(written(content, root, tmp_path))
+    beside = [image["alt"] for image in parsed.images if ", picture " in image["alt"]]
+    assert len(beside) == 2 * 4 * 2
+    assert beside[:3] == [f"{name}, picture {number}: {NASTY}" for name, number in (("supervisor", 1), ("supervisor", 2), ("student", 1))]
+    assert "The first 2 of 4 pictures a prompt are shown" in "".join(parsed.text)
+
+
+def test_left_out_photos_are_named(content, root, tmp_path):
+    content["left_out"] = ["<b>.heic", *(f"{i}.txt" for i in range(10))]
+    expected = "Left out, because they are no pictures that can be read: <b>.heic, 0.txt, 1.txt, 2.txt, 3.txt, 4.txt, 5.txt, 6.txt, 7.txt, 8.txt"
+    expected += " and 1 more."
+    text = written(content, root, tmp_path)
+    assert expected in "".join(Page(text).text) and "<b>" not in text
+    report.write_markdown(content, tmp_path / "report.md")
+    assert expected in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_page_is_self_contained_and_well_formed(content, root, tmp_path):
@@ -165,8 +228,8 @@ def test_page_is_self_contained_and_well_formed(content, root, tmp_path):
 
 def test_pictures_are_the_files(content, root, tmp_path):
     images = Page(written(content, root, tmp_path)).images
-    # a photo, one supervisor picture a prompt, 24 of 60 proxies, 2 prompts x 2 arms x 2 pictures
-    assert len(images) == 1 + 2 + 24 + 8
+    # a photo, one supervisor picture a prompt, 24 of 60 proxies, the photo again beside 2 prompts x 2 arms x 2 pictures
+    assert len(images) == 1 + 2 + 24 + 1 + 8
     assert all(image["alt"] for image in images) and len({image["alt"] for image in images}) == len(images)
 
     def decoded(image):
@@ -174,8 +237,8 @@ def test_pictures_are_the_files(content, root, tmp_path):
 
     photo, proxy, sample = images[0], images[3], images[-1]
     assert decoded(photo).size == (256, 192) == (int(photo["width"]), int(photo["height"]))
-    assert photo["src"].startswith("data:image/jpeg") and "class" not in photo
-    assert proxy["class"] == "tiny" and proxy["alt"] == "Proxy 1: a sks dog"
+    assert photo["src"].startswith("data:image/jpeg") and proxy["src"].startswith("data:image/png")
+    assert proxy["alt"] == "Proxy 1: a sks dog"
     assert sample["alt"] == "Student <LoRA>, picture 2: a red sks dog"
     for image, name in ((proxy, "proxy"), (sample, "b")):
         with Image.open(root / f"{name}.png") as original:
@@ -215,6 +278,7 @@ def test_says_what_is_undefined_or_missing(content, root, tmp_path):
         (lambda c: c["samples"].update(other=[]), "cover the samples"),
         (lambda c: c["rows"].append(c["rows"][0]), "rows differ"),
         (lambda c: c["rows"][0]["scores"].pop("clip_t"), r"'supervisor' lack \['clip_t'\]"),
+        (lambda c: c["rows"][1]["scores"].pop("context"), r"'student' lack \['context'\]"),
         (lambda c: c["curves"][0]["steps"].pop(), "3 steps and 4 losses"),
         (lambda c: c["photos"].append({"path": "gone.png", "caption": ""}), "'gone.png', which is not a file"),
     ],

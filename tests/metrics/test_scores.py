@@ -79,14 +79,26 @@ def test_one_photo_has_no_ceiling_and_says_so():
 
 def test_to_dict_is_json(arm):
     real, generated, texts, prompts = arm
-    result = scores.score(real, generated, texts, prompts, [0, 1] * 3)
+    result = scores.score(real, generated, texts, prompts, [0, 1] * 3, {"context": np.arange(6.0)})
     back = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert back["dino"] == result.dino and back["note"] == ""
     assert back["per_prompt"][1] == {
         "prompt": "a red dog",
         "images": 3,
         **{name: getattr(result.per_prompt[1], name) for name in scores.METRICS},
+        **{name: None for name in scores.PROBED},
+        "context": (1 + 3 + 5) / 3,
     }
+
+
+def test_what_a_probe_read_is_averaged_beside(arm):
+    real, generated, texts, prompts = arm
+    read = {"identity": np.array([1, 0.5, 0, 0.2, 0.2, 0.2]), "right_class": np.array([1, 1, 0, 1, 1, 1])}
+    result = scores.score(real, generated, texts, prompts, [0, 0, 0, 1, 1, 1], read)
+    assert result.identity == pytest.approx(0.35) and result.right_class == pytest.approx(5 / 6) and result.context is None
+    assert [prompt.identity for prompt in result.per_prompt] == pytest.approx([0.5, 0.2])
+    assert result.dino == scores.score(real, generated, texts, prompts, [0, 0, 0, 1, 1, 1]).dino
+    assert scores.ceiling(real, {"identity": np.array([1, 0.6, 0.8])}).identity == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize(
