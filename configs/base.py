@@ -59,6 +59,8 @@ def proxy_tuning() -> ConfigDict:
         dict(
             source="proxies",  # proxies | photos: the paper's direct-tuning baseline
             num_proxies=0,  # only the first so many of a proxy set; 0: all
+            # lora | full | two_stage: the token's text features first (`embedding`), then all weights (`training`), as Sun et al.,
+            # arXiv 2504.13162, who take 70 steps at 5e-6 for the second
             mode="lora",
             lora=ConfigDict(dict(rank=16, alpha=16.0, pattern=r"blocks\.(q|k|v|o|gate|up|down)")),
             prompt="a photo of {token} {class_noun}",  # of photos; proxies carry their own
@@ -71,6 +73,7 @@ def proxy_tuning() -> ConfigDict:
             class_dropout=0.1,  # LlamaGen
             dropout=0.0,  # LlamaGen pre-trains with 0.1; ours for adapters
             encode_batch_size=8,
+            embedding=training(steps=1500, learning_rate=1e-2, weight_decay=0.0),  # Sun et al.; no decay: ours
             training=training(steps=1000, beta2=0.95, weight_decay=0.05),  # LlamaGen's AdamW, our steps
         )
     )

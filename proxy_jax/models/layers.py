@@ -40,6 +40,10 @@ class LoRAParam(nnx.Param):
     """A low-rank adapter's parameter."""
 
 
+class SubjectEmbed(nnx.Variable):
+    """Learned text features of subjects' tokens [pieces, width], trained on their own (Sun et al., arXiv 2504.13162)."""
+
+
 class Adapter(nnx.Module):
     """A LoRA of rank r beside a kernel: a maps the input to r channels (with the kernel's window), b maps them to the output."""
 

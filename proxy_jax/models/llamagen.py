@@ -120,6 +120,7 @@ class LlamaGen(nnx.Module):
             self.caption_out = Dense(dim, dim, bias=False, axes=("mlp", "embed"), rngs=rngs)
             unconditional = jax.random.normal(rngs.params(), (config.cls_token_num, config.caption_dim)) / config.caption_dim**0.5
             self.unconditional = Buffer(unconditional, axes=("position", "embed"))
+            self.subject_embed = nnx.data(None)
         else:
             self.class_embed = Embed(config.num_classes + 1, dim, rngs=rngs)
         self.token_embed = Embed(config.vocab_size, dim, rngs=rngs)
@@ -139,6 +140,11 @@ class LlamaGen(nnx.Module):
             condition = jnp.where(drop[:, None, None], self.unconditional[...].astype(condition.dtype), condition)
         x = condition.astype(self.compute.dtype)
         return self.caption_out(jax.nn.gelu(self.caption_in(x), approximate=True))
+
+    def with_subjects(self, caption: jax.Array, subject_rows: jax.Array) -> jax.Array:
+        """T5 features [batch, cls_token_num, caption_dim] with row r - 1 of `subject_embed` where subject_rows [batch, cls_token_num] is r > 0."""
+        learned = self.subject_embed[...].astype(caption.dtype)[jnp.maximum(subject_rows - 1, 0)]
+        return jnp.where(subject_rows[..., None] > 0, learned, caption)
 
     def rope(self, grid: int) -> jax.Array:
         """The rotary table of the whole sequence for a grid × grid image."""

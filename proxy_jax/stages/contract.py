@@ -24,11 +24,11 @@ from ml_collections import ConfigDict
 from proxy_jax.data import cache
 from proxy_jax.stages.files import read_json, write_json
 
+TRAININGS = ("subject_tuning.training", "proxy_tuning.embedding", "proxy_tuning.training")
 # Fields that say how often to look or save and how much to do at once, not what to compute: a finished stage stays finished when
 # they change (to rounding).
 WITHOUT_EFFECT = (
-    *(f"{stage}.training.{name}" for stage in ("subject_tuning", "proxy_tuning") for name in ("checkpoint_every", "keep_checkpoints")),
-    *(f"{stage}.training.{name}" for stage in ("subject_tuning", "proxy_tuning") for name in ("log_every", "preview_every")),
+    *(f"{training}.{name}" for training in TRAININGS for name in ("checkpoint_every", "keep_checkpoints", "log_every", "preview_every")),
     *("subject_tuning.encode_batch_size", "proxy_tuning.encode_batch_size", "proxy_generation.batch_size", "evaluation.batch_size"),
     *("compute.remat", "compute.unroll"),
 )

@@ -49,7 +49,7 @@ def supervisor(config: ConfigDict, workdir: Path) -> Learner:
 def student(config: ConfigDict, workdir: Path) -> Learner:
     """The autoregressive student of stage 3."""
     make = _choose(students.FAMILIES, "student", config.student.family)
-    return make(config.student, config.proxy_tuning, compute_of(config), locate(workdir))
+    return make(config.student, config.proxy_tuning, compute_of(config), locate(workdir), [config.subject.token])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from proxy_jax.stages import contract, learners, training_set
+from proxy_jax.stages.contract import StageError
 from proxy_jax.stages.tuning import checkpoint_key, previews, squares, tune
 
 NAME = "proxy_tuning"
@@ -23,6 +24,8 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     stage, subject, folder, cache = config.proxy_tuning, learners.subject(config, workdir), workdir / NAME, workdir / "cache"
     learner = learners.student(config, workdir)
     originals, prompts = training_set.pictures(config, workdir, NAME, stage.num_proxies)
+    if stage.mode == "two_stage" and not any(subject.token in prompt.split() for prompt in prompts):
+        raise StageError(f"proxy_tuning.mode is 'two_stage', but no prompt holds the token {subject.token!r}, e.g. {prompts[0]!r}")
     return tune(
         learner,
         *squares(learner, originals, prompts, stage, config.seed),
@@ -32,5 +35,5 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         folder=folder,
         cache=cache,
         prior=training_set.class_pictures(learner, config, workdir, NAME, subject),
-        preview=previews(learner, subject.previews(), stage, folder, seed=config.seed, options=config.evaluation.student.to_dict(), cache=cache),
+        preview=previews(learner, subject.previews(), stage, seed=config.seed, options=config.evaluation.student.to_dict(), cache=cache),
     )

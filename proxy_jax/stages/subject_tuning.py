@@ -33,5 +33,5 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         folder=folder,
         cache=cache,
         prior=training_set.class_pictures(learner, config, workdir, NAME, subject),
-        preview=previews(learner, subject.previews(), stage, folder, seed=config.seed, options=config.evaluation.supervisor.to_dict(), cache=cache),
+        preview=previews(learner, subject.previews(), stage, seed=config.seed, options=config.evaluation.supervisor.to_dict(), cache=cache),
     )

@@ -3,6 +3,7 @@
 Frozen encoders run once over pictures and prompts, their outputs cached on disk; then the one training loop runs on those.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,13 +21,15 @@ from proxy_jax import sharding
 from proxy_jax.data import cache as disk
 from proxy_jax.data import images, loader
 from proxy_jax.models import parameters
-from proxy_jax.models.layers import Compute
+from proxy_jax.models.layers import Compute, SubjectEmbed
 from proxy_jax.stages import files
 from proxy_jax.training import lora
 from proxy_jax.training.loop import fit
 from proxy_jax.weights.table import Table
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers gives it
+EMBEDDING = "embedding"  # the first training of mode "two_stage"
+Preview = Callable[..., None]  # (model, step, folder=...)
 
 
 class Learner(Protocol):
@@ -62,6 +65,9 @@ class Learner(Protocol):
 
     def save_model(self, model: nnx.Module, folder: Path) -> None:
         """Writes the trained part in its official layout."""
+
+    def learn_subjects(self, model: nnx.Module, text: Mapping[str, np.ndarray]) -> None:
+        """Puts features of the subjects' tokens to learn on the model (SubjectEmbed), for students; text: the text columns they start from."""
 
     def loss(self, model: nnx.Module, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
         """One loss an example [batch]; its randomness is a function of rng and batch["row_index"]."""
@@ -132,11 +138,13 @@ def tune(
     folder: Path,
     cache: Path,
     prior: tuple[np.ndarray, Sequence[str]] | None = None,
-    preview: Callable[[nnx.Module, int], None] | None = None,
+    preview: Preview | None = None,
 ) -> dict[str, Any]:
     """Tunes the learner on pictures and their prompts and writes it under folder/weights; `stage`: the stage's own fields.
 
+    Mode "two_stage" (Sun et al., arXiv 2504.13162): first the text features of the subjects' tokens, under folder/embedding, then all weights.
     prior: class pictures and their prompts for prior preservation, half of every batch. batch_size: of the encoders.
+    preview(model, step, folder=...): as `previews` returns it.
     Returns the numbers of trained and of all parameters.
     """
     everything = [*prompts, *(prior[1] if prior else ())]
@@ -148,16 +156,20 @@ def tune(
         rows = np.asarray([place[prompt] for prompt in prompts], np.int32)
         return encode_images(learner, pictures, batch_size, cache) | {loader.TABLE_INDEX: rows}
 
-    common = dict(tables=tables, batch_size=stage.training.batch_size, seed=seed)
-    common |= dict(process_index=jax.process_index(), process_count=jax.process_count())
-    if prior is None:
-        batches = loader.batches(examples(pictures, prompts), **common)
-    else:
-        batches = loader.paired(examples(pictures, prompts), examples(*prior), prior_weight=stage.prior.weight, **common)
-
-    model, trainable = trainable_model(learner, stage, seed)
-    counts = {"trained_parameters": count(model, trainable), "all_parameters": count(model)}
-    model = fit(model, learner.loss, batches, config=stage.training, trainable=trainable, directory=folder, seed=seed, preview=preview)
+    instances, others = examples(pictures, prompts), examples(*prior) if prior else None
+    model = trainable_model(learner, stage, tables, seed)
+    counts = {"trained_parameters": 0, "all_parameters": count(model)}
+    for name, training in trainings(stage).items():
+        common = dict(tables=tables, batch_size=training.batch_size, seed=seed)
+        common |= dict(process_index=jax.process_index(), process_count=jax.process_count())
+        if has_prior(stage, name):
+            batches = loader.paired(instances, others, prior_weight=stage.prior.weight, **common)
+        else:
+            batches = loader.batches(instances, **common)
+        trainable = is_subject if name == EMBEDDING else TRAINABLE[stage.mode]
+        counts["trained_parameters"] += count(model, trainable)
+        show = preview and functools.partial(preview, folder=folder / name / "previews")
+        model = fit(model, learner.loss, batches, config=training, trainable=trainable, directory=folder / name, seed=seed, preview=show)
     if stage.mode == "lora":
         lora.save(model, folder / "weights" / LORA_FILE, learner.table, prefix=learner.lora_prefix)
     else:
@@ -165,19 +177,44 @@ def tune(
     return counts
 
 
+def trainings(stage: ConfigDict) -> dict[str, ConfigDict]:
+    """A stage's trainings in their order: the folder below the stage's -> the fields."""
+    return ({EMBEDDING: stage.embedding} if stage.mode == "two_stage" else {}) | {"": stage.training}
+
+
+def has_prior(stage: ConfigDict, name: str) -> bool:
+    """Whether half of each batch of a training are class pictures. Their prompts lack the token, so its embedding learns nothing from them."""
+    return stage.prior.weight > 0 and name != EMBEDDING
+
+
+def is_subject(name: str, variable: nnx.Variable) -> bool:
+    """Trains the text features of subjects' tokens only."""
+    return isinstance(variable, SubjectEmbed)
+
+
+# What trains, by a stage's mode; of two_stage in its second training.
+TRAINABLE = {"lora": lora.is_lora, "full": lora.is_parameter, "two_stage": lora.is_parameter}
+
+
 def count(model: nnx.Module, keep: Callable[[str, nnx.Variable], bool] = lambda name, variable: True) -> int:
     """The number of scalars in the variables for which keep(name, variable) holds."""
     return sum(array.size for array in parameters.arrays(model, keep).values())
 
 
-def trainable_model(learner: Learner, stage: ConfigDict, seed: int) -> tuple[nnx.Module, Callable[[str, nnx.Variable], bool]]:
-    """The learner's model ready for `fit`: with adapters on a base in the compute dtype, or whole in float32; and what trains."""
-    if stage.mode == "full":
-        return learner.load_model(lambda name: jnp.float32), lora.is_parameter
-    model = learner.load_model(lambda name: learner.compute.dtype)
-    names = lora.attach(model, stage.lora.pattern, stage.lora.rank, stage.lora.alpha, jax.random.key(seed))
-    logging.info("LoRA of rank %d on %d kernels", stage.lora.rank, len(names))
-    return model, lora.is_lora
+def trainable_model(learner: Learner, stage: ConfigDict, text: Mapping[str, np.ndarray], seed: int) -> nnx.Module:
+    """The learner's model ready for `fit`: with adapters on a base in the compute dtype, or whole in float32.
+
+    text: the text columns of the prompts it will see, from which learned features of the subjects' tokens start.
+    """
+    if stage.mode == "lora":
+        model = learner.load_model(lambda name: learner.compute.dtype)
+        names = lora.attach(model, stage.lora.pattern, stage.lora.rank, stage.lora.alpha, jax.random.key(seed))
+        logging.info("LoRA of rank %d on %d kernels", stage.lora.rank, len(names))
+        return model
+    model = learner.load_model(lambda name: jnp.float32)
+    if stage.mode == "two_stage":
+        learner.learn_subjects(model, text)
+    return model
 
 
 def tuned_model(learner: Learner, stage: ConfigDict, folder: Path) -> nnx.Module:
@@ -186,26 +223,24 @@ def tuned_model(learner: Learner, stage: ConfigDict, folder: Path) -> nnx.Module
     def in_compute_dtype(name: str) -> Any:
         return learner.compute.dtype
 
-    if stage.mode == "full":
-        return learner.load_model(in_compute_dtype, tuned=folder / "weights")
-    model = learner.load_model(in_compute_dtype)
-    lora.load(model, folder / "weights" / LORA_FILE, learner.table, prefix=learner.lora_prefix)
-    return model
+    if stage.mode == "lora":
+        model = learner.load_model(in_compute_dtype)
+        lora.load(model, folder / "weights" / LORA_FILE, learner.table, prefix=learner.lora_prefix)
+        return model
+    return learner.load_model(in_compute_dtype, tuned=folder / "weights")
 
 
-def previews(
-    learner: Learner, prompts: Sequence[str], stage: ConfigDict, folder: Path, *, seed: int, options: Mapping[str, Any], cache: Path
-) -> Callable[[nnx.Module, int], None] | None:
-    """A function that draws one picture a prompt at fixed seeds, side by side, as folder/previews/step_000100.png; None if the stage wants none."""
-    if not stage.training.preview_every:
+def previews(learner: Learner, prompts: Sequence[str], stage: ConfigDict, *, seed: int, options: Mapping[str, Any], cache: Path) -> Preview | None:
+    """A function that draws one picture a prompt at fixed seeds, side by side, as folder/step_000100.png; None if the stage wants none."""
+    if not any(training.preview_every for training in trainings(stage).values()):
         return None
     text = encode_prompts(learner, [*prompts, ""], cache)
     indices = np.arange(sharding.padded(len(prompts)))
     rows = {name: values[np.minimum(indices, len(prompts) - 1)] for name, values in text.items()}
     unconditional = {name: values[-1:] for name, values in text.items()}
 
-    def preview(model: nnx.Module, step: int) -> None:
+    def preview(model: nnx.Module, step: int, folder: Path) -> None:
         pictures = learner.draw(model, rows, unconditional, seed, indices, options)[: len(prompts)]
-        files.save_picture(folder / "previews" / f"step_{step:06d}.png", images.grid(list(pictures), columns=len(prompts)))
+        files.save_picture(folder / f"step_{step:06d}.png", images.grid(list(pictures), columns=len(prompts)))
 
     return preview

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from proxy_jax import sharding, students, supervisors
 from proxy_jax.data import prompts
 from proxy_jax.models.layers import REMAT
-from proxy_jax.stages import learners
-from proxy_jax.stages.contract import StageError
+from proxy_jax.stages import learners, tuning
+from proxy_jax.stages.contract import TRAININGS, StageError
 from proxy_jax.supervisors import noise
 from proxy_jax.training import optimizer
 
@@ -27,13 +27,18 @@ CHOICES: Mapping[str, Sequence[str]] = {
     "student.family": tuple(students.FAMILIES),
     "evaluation.arms": ("supervisor", "student", "untuned_supervisor", "untuned_student"),
     **{f"{stage}.source": ("proxies", "photos") for stage in TUNINGS},
-    **{f"{stage}.mode": ("lora", "full") for stage in TUNINGS},
+    "subject_tuning.mode": ("lora", "full"),
+    "proxy_tuning.mode": ("lora", "full", "two_stage"),
     **{f"{stage}.augment": ("none", "paper") for stage in TUNINGS},
 }
 
 
 def _both(*names: str) -> tuple[str, ...]:
     return tuple(f"{stage}.{name}" for stage in TUNINGS for name in names)
+
+
+def _trainings(*names: str) -> tuple[str, ...]:
+    return tuple(f"{training}.{name}" for training in TRAININGS for name in names)
 
 
 # what a number must be, a test of it, and the fields for which it must hold
@@ -44,24 +49,24 @@ RANGES: Sequence[tuple[str, Callable[[float], bool], Sequence[str]]] = (
         (
             *("supervisor.resolution", "supervisor.max_sequence_length", "student.resolution"),
             *_both("encode_batch_size"),
-            *_both("lora.rank", "augment_variants", "training.steps", "training.batch_size", "training.accumulation"),
-            *_both("training.checkpoint_every", "training.keep_checkpoints", "training.log_every"),
+            *_both("lora.rank", "augment_variants"),
+            *_trainings("steps", "batch_size", "accumulation", "checkpoint_every", "keep_checkpoints", "log_every"),
             *("proxy_generation.num_images", "proxy_generation.batch_size", "proxy_generation.steps"),
             *("evaluation.images_per_prompt", "evaluation.batch_size", "evaluation.supervisor.steps", "subject_tuning.prior.steps"),
         ),
     ),
-    ("more than 0", lambda x: x > 0, _both("lora.alpha", "training.learning_rate", "training.epsilon")),
+    ("more than 0", lambda x: x > 0, (*_both("lora.alpha"), *_trainings("learning_rate", "epsilon"))),
     (
         "at least 0",
         lambda x: x >= 0,
         (
             *("proxy_tuning.num_proxies", *_both("prior.weight")),
             *(f"{group}.{name}" for group in ("evaluation.student", "proxy_tuning.prior") for name in ("top_k", "temperature")),
-            *_both("training.warmup_steps", "training.weight_decay", "training.clip_norm", "training.preview_every"),
+            *_trainings("warmup_steps", "weight_decay", "clip_norm", "preview_every"),
         ),
     ),
     ("at least 0 and below 2**31", lambda x: 0 <= x < 2**31, ("seed",)),
-    ("at least 0 and below 1", lambda x: 0 <= x < 1, ("proxy_tuning.dropout", *_both("training.beta1", "training.beta2", "training.ema_decay"))),
+    ("at least 0 and below 1", lambda x: 0 <= x < 1, ("proxy_tuning.dropout", *_trainings("beta1", "beta2", "ema_decay"))),
     ("from 0 to 1", lambda x: 0 <= x <= 1, ("proxy_tuning.class_dropout",)),
     ("more than 0 and at most 1", lambda x: 0 < x <= 1, ("evaluation.student.top_p", "proxy_tuning.prior.top_p")),
     ("from 1 to 25 (DreamBench's)", lambda x: 1 <= x <= 25, ("evaluation.num_prompts",)),
@@ -80,18 +85,19 @@ def validate(config: ConfigDict, stages: Sequence[str], known: Sequence[str]) ->
 def validate_batches(config: ConfigDict, stages: Sequence[str], mesh: Mesh) -> None:
     """Checks that each training batch of the stages to run can be cut over the mesh. Raises StageError."""
     for stage in (stage for stage in TUNINGS if stage in stages):
-        fields, devices = config[stage].training, sharding.batch_multiple(mesh)
-        # With prior preservation each process fills half of its rows with class images.
-        multiple = fields.accumulation * devices
-        if config[stage].prior.weight > 0 and multiple % 2:
-            multiple *= 2
-        if fields.batch_size % multiple:
-            raise StageError(
-                f"{stage}.training.batch_size is {fields.batch_size}, which is not a multiple of {multiple}: it is cut into "
-                f"{fields.accumulation} piece(s) (accumulation) over {devices} device(s) (the mesh's data and fsdp axes)"
-                + (", and half of it are class images (prior)" if multiple > fields.accumulation * devices else "")
-                + f"; give e.g. --config.{stage}.training.batch_size={-(-fields.batch_size // multiple) * multiple}"
-            )
+        for name, fields in tuning.trainings(config[stage]).items():
+            field, devices = f"{stage}.{name or 'training'}.batch_size", sharding.batch_multiple(mesh)
+            # With prior preservation each process fills half of its rows with class images.
+            multiple = fields.accumulation * devices
+            if tuning.has_prior(config[stage], name) and multiple % 2:
+                multiple *= 2
+            if fields.batch_size % multiple:
+                raise StageError(
+                    f"{field} is {fields.batch_size}, which is not a multiple of {multiple}: it is cut into "
+                    f"{fields.accumulation} piece(s) (accumulation) over {devices} device(s) (the mesh's data and fsdp axes)"
+                    + (", and half of it are class images (prior)" if multiple > fields.accumulation * devices else "")
+                    + f"; give e.g. --config.{field}={-(-fields.batch_size // multiple) * multiple}"
+                )
 
 
 def _value(config: ConfigDict, name: str) -> Any:
@@ -145,7 +151,7 @@ def _texts(config: ConfigDict) -> list[str]:
     checks: dict[str, Callable[[], Any]] = {}
     checks |= {name: lambda text=text: prompts.fill(text, "sks", "dog") for name, text in templates.items()}
     checks |= {f"{stage}.lora.pattern": lambda stage=stage: re.compile(config[stage].lora.pattern) for stage in TUNINGS}
-    checks |= {f"{stage}.training": lambda stage=stage: optimizer.schedule(config[stage].training) for stage in TUNINGS}
+    checks |= {name: lambda name=name: optimizer.schedule(_value(config, name)) for name in TRAININGS}
     checks["subject_tuning.weighting"] = lambda: noise.Weighting(config.subject_tuning.weighting)
     problems = [] if config.proxy_generation.prompts else ["proxy_generation.prompts is empty"]
     token, family = config.subject.token, config.student.family

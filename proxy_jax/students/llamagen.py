@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
+from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
 from proxy_jax import sharding
 from proxy_jax.models import parameters
-from proxy_jax.models.layers import Compute, split_keys
+from proxy_jax.models.layers import Compute, SubjectEmbed, split_keys
 from proxy_jax.models.llamagen import LlamaGen, attention_mask
 from proxy_jax.models.t5 import T5Config, T5Encoder
 from proxy_jax.models.vqgan import VQConfig, VQModel
@@ -26,7 +27,9 @@ from proxy_jax.students.next_token import next_token_loss
 from proxy_jax.weights import hub, t5, vqgan
 from proxy_jax.weights import llamagen as weights
 from proxy_jax.weights.table import Table, load, save
-from proxy_jax.weights.tensors import open_tensors
+from proxy_jax.weights.tensors import open_tensors, write_safetensors
+
+EMBED_FILE = "subject_embed.safetensors"
 
 
 def left_pad(features: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -36,6 +39,17 @@ def left_pad(features: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.nda
     for row, (values, valid) in enumerate(zip(features, mask, strict=True)):
         out[row, len(valid) - valid.sum() :] = values[valid]
     return out, mask[:, ::-1].copy()
+
+
+def subject_rows(ids: np.ndarray, pieces: Sequence[Sequence[int]]) -> np.ndarray:
+    """1, 2, ... [n, length] where the pieces of the first token stand in `ids` [n, length], the next numbers for the next token's; else 0."""
+    rows, first = np.zeros(ids.shape, np.int32), 1
+    for piece in pieces:
+        windows = np.lib.stride_tricks.sliding_window_view(ids, len(piece), axis=1)
+        for row, start in np.argwhere((windows == np.asarray(piece)).all(-1)):
+            rows[row, start : start + len(piece)] = np.arange(first, first + len(piece))
+        first += len(piece)
+    return rows
 
 
 @parameters.jit
@@ -106,9 +120,18 @@ def generate(
     return decode(prefill, extend, grid**2, seed, indices, sampling, collect_logits)
 
 
+def caption_of(model: LlamaGen, text: Mapping[str, jax.Array]) -> jax.Array:
+    """The T5 features in the text columns of a batch, with the learned ones of the subjects' tokens where the model has such."""
+    return text["caption"] if model.subject_embed is None else model.with_subjects(text["caption"], text["subject_rows"])
+
+
 @functools.partial(parameters.jit, static_argnames=("grid", "sampling"))
-def _generate(model: LlamaGen, caption: jax.Array, mask: jax.Array, seed: jax.Array, indices: jax.Array, *, grid: int, sampling: Sampling):
-    return generate(model, caption, mask, seed, indices, grid=grid, sampling=sampling)[0]
+def _generate(model: LlamaGen, text: Mapping[str, jax.Array], seed: jax.Array, indices: jax.Array, *, grid: int, sampling: Sampling):
+    return generate(model, caption_of(model, text), text["caption_mask"], seed, indices, grid=grid, sampling=sampling)[0]
+
+
+def _attach(model: LlamaGen, features: np.ndarray) -> None:
+    model.subject_embed = SubjectEmbed(jnp.asarray(features, jnp.float32), axes=("position", "embed"))
 
 
 @dataclasses.dataclass
@@ -116,7 +139,8 @@ class LlamaGenStudent:
     """LlamaGen t2i as a learner (see proxy_jax/stages/tuning.py for the protocol). Parts load when first needed.
 
     gpt, vq: their weight files; text_encoder: T5's folder; resolution: of the pictures, in pixels; class_dropout: the share of
-    training examples that see the unconditional embedding; dropout: of residual branches and embedded tokens.
+    training examples that see the unconditional embedding; dropout: of residual branches and embedded tokens. tokens: of the subjects
+    whose text features are learned too (Sun et al.'s two stages).
     """
 
     gpt: Path
@@ -126,6 +150,7 @@ class LlamaGenStudent:
     class_dropout: float
     dropout: float
     compute: Compute
+    tokens: tuple[str, ...] = ()
 
     crop = "llamagen"
     lora_prefix = ""
@@ -151,10 +176,14 @@ class LlamaGenStudent:
     def encoders(self) -> dict[str, Any]:
         """All that decides what the frozen encoders return: files and folders (as Path) and settings."""
         settings = {"resolution": self.resolution, "slots": self.config.cls_token_num, "dtype": jnp.dtype(self.compute.dtype).name}
-        return {"vq": self.vq, "text_encoder": self.text_encoder, **settings}
+        learned = {"tokens": list(self.tokens)} if self.tokens else {}
+        return {"vq": self.vq, "text_encoder": self.text_encoder, **settings, **learned}
 
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """caption [n, slots, caption_dim] (float32, valid rows last) and caption_mask [n, slots] of cleaned prompts."""
+        """caption [n, slots, caption_dim] (float32, valid rows last) and caption_mask [n, slots] of cleaned prompts.
+
+        With `tokens` also subject_rows [n, slots], see `subject_rows`.
+        """
         tokenizer = AutoTokenizer.from_pretrained(self.text_encoder)
         dtype = self.compute.dtype
         encoder = hub.load_pretrained(self.text_encoder, T5Encoder, T5Config, t5.table, compute=self.compute, dtype_of=lambda name: dtype)
@@ -165,7 +194,16 @@ class LlamaGenStudent:
             [sharding.to_host(_encode_text(encoder, batch["input_ids"][i : i + 1], batch["attention_mask"][i : i + 1])) for i in range(len(cleaned))]
         )
         caption, mask = left_pad(features, batch["attention_mask"])
-        return {"caption": caption, "caption_mask": mask}
+        if not self.tokens:
+            return {"caption": caption, "caption_mask": mask}
+        rows, _ = left_pad(subject_rows(batch["input_ids"], list(self.pieces.values())), batch["attention_mask"])
+        return {"caption": caption, "caption_mask": mask, "subject_rows": rows}
+
+    @functools.cached_property
+    def pieces(self) -> dict[str, list[int]]:
+        """What T5's tokenizer makes of each of `tokens`, inside a sentence."""
+        tokenizer = AutoTokenizer.from_pretrained(self.text_encoder)
+        return {token: tokenizer(clean_caption(token), add_special_tokens=False)["input_ids"] for token in self.tokens}
 
     def encode_images(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """tokens [n, grid²] int32 in raster order of images [n, resolution, resolution, 3] uint8."""
@@ -186,14 +224,36 @@ class LlamaGenStudent:
     def load_model(self, dtype_of: Callable[[str], Any], tuned: Path | None = None) -> LlamaGen:
         """The decoder to tune or draw from; tuned: a folder that `save_model` wrote, in place of the base weights."""
         file = self.base if tuned is None else tuned / "gpt.safetensors"
-        return load(
+        model = load(
             lambda: LlamaGen(self.config, compute=self.compute, rngs=nnx.Rngs(0)), self.table, open_tensors(file), dtype_of=dtype_of, source=str(file)
         )
+        if tuned is not None and self.tokens:
+            learned = load_file(tuned / EMBED_FILE)
+            _attach(model, np.concatenate([learned[token] for token in self.tokens]))
+        return model
 
     def save_model(self, model: LlamaGen, folder: Path) -> None:
-        """Writes the whole decoder with the official names, and its sizes beside it."""
+        """Writes the whole decoder with the official names, and its sizes beside it.
+
+        With `tokens` also their learned features, in a file of their own: token -> [pieces, caption_dim].
+        """
         save(model, self.table, folder / "gpt.safetensors")
         hub.write_json(folder / "gpt.json", dataclasses.asdict(self.config))
+        if self.tokens:
+            ends = np.cumsum([len(pieces) for pieces in self.pieces.values()])
+            parts = np.split(np.asarray(model.subject_embed[...]), ends[:-1])
+            write_safetensors(dict(zip(self.tokens, parts, strict=True)), folder / EMBED_FILE, {"format": "pt"})
+
+    def learn_subjects(self, model: LlamaGen, text: Mapping[str, np.ndarray]) -> None:
+        """Puts features of `tokens` to learn on the model: at first T5's own for each piece, averaged over the prompts in the columns `text`.
+
+        Raises ValueError if a token stands in none of them.
+        """
+        numbers = np.arange(1, 1 + sum(len(pieces) for pieces in self.pieces.values()))
+        missing = set(numbers) - set(np.unique(text["subject_rows"]))
+        if missing:
+            raise ValueError(f"no prompt holds all of the tokens {self.tokens}")
+        _attach(model, np.stack([text["caption"][text["subject_rows"] == number].mean(0) for number in numbers]))
 
     def loss(self, model: LlamaGen, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
         """Mean next-token cross entropy of each picture [batch]; batch: tokens, caption, caption_mask, row_index (of the randomness)."""
@@ -202,7 +262,7 @@ class LlamaGenStudent:
         tokens = batch["tokens"]
         drop = jax.vmap(jax.random.uniform)(keys_drop) < self.class_dropout
         hidden = model.hidden_states(
-            batch["caption"],
+            caption_of(model, batch),
             batch["caption_mask"],
             tokens[:, :-1],
             grid=math.isqrt(tokens.shape[1]),
@@ -227,14 +287,16 @@ class LlamaGenStudent:
         """
         mesh = sharding.current()
         grid = self.resolution // self.vq_config.downsample
-        inputs = sharding.put_batch((text["caption"], text["caption_mask"], np.asarray(indices, np.int32)), mesh)
-        caption, mask, indices = inputs
-        tokens = _generate(model, caption, mask, jax.random.key(seed), indices, grid=grid, sampling=Sampling(**options))
+        text, indices = sharding.put_batch((dict(text), np.asarray(indices, np.int32)), mesh)
+        tokens = _generate(model, text, jax.random.key(seed), indices, grid=grid, sampling=Sampling(**options))
         return sharding.to_host(_decode_tokens(self.tokenizer, tokens.reshape(-1, grid, grid)))
 
 
-def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Callable[[str], Path]) -> LlamaGenStudent:
-    """The student that the config's `student` and `proxy_tuning` describe; locate: from a checkpoint's name to its file or folder."""
+def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Callable[[str], Path], tokens: Sequence[str]) -> LlamaGenStudent:
+    """The student that the config's `student` and `proxy_tuning` describe.
+
+    locate: from a checkpoint's name to its file or folder. tokens: the words that come to mean the subjects.
+    """
     student = LlamaGenStudent(
         gpt=locate(fields.gpt),
         vq=locate(fields.vq),
@@ -243,6 +305,7 @@ def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Calla
         class_dropout=tuning.class_dropout,
         dropout=tuning.dropout,
         compute=compute,
+        tokens=tuple(tokens) if tuning.mode == "two_stage" else (),
     )
     if fields.resolution % student.vq_config.downsample:
         raise hub.CheckpointError(f"student.resolution is {fields.resolution}; {student.vq} codes multiples of {student.vq_config.downsample}")

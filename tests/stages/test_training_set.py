@@ -12,54 +12,11 @@ from configs import smoke
 from proxy_jax import main
 from proxy_jax.data import proxy_set
 from proxy_jax.data.proxy_set import ProxySetError
-from proxy_jax.stages import files, learners, random_weights, training_set, tuning
+from proxy_jax.stages import files, learners, training_set, tuning
 from proxy_jax.stages.contract import StageError
+from tests.stages.tiny_runs import metrics, tiny, write_proxies
 
-SIZE = 16
 LORA = "weights/pytorch_lora_weights.safetensors"
-
-
-def write_proxies(folder, prompts, *, words=None, seed=0):
-    """A proxy set of noise, as a run for the subject `words` would have written it."""
-    rng = np.random.default_rng(seed)
-    records = (
-        dict(image=rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8), prompt=prompt, seed=0, index=index, supervisor="x", config_hash="y")
-        for index, prompt in enumerate(prompts)
-    )
-    proxy_set.write(folder, records, metadata={} if words is None else {"subject": words})
-    return folder
-
-
-def tiny(workdir, **proxy_tuning):
-    """The smoke config made smaller yet, on checkpoints that lie in workdir/../random_weights."""
-    config = smoke.get_config()
-    config.subject.photos, config.subject.class_noun, config.subject.live = str(smoke.DRAWINGS), "toy", False
-    for place in (config.supervisor, config.student, config.evaluation):
-        for name, value in place.items():
-            if isinstance(value, str) and "{workdir}" in value:
-                place[name] = value.replace("{workdir}", str(workdir.parent))
-    config.supervisor.resolution = config.student.resolution = SIZE
-    config.compute.unroll = True
-    for stage in (config.subject_tuning, config.proxy_tuning):
-        stage.training.update(dict(steps=2, batch_size=4, accumulation=1, preview_every=0, log_every=1))
-    config.subject_tuning.prior.weight = 0.0
-    config.proxy_tuning.prior.update(dict(num_images=3, top_k=50))
-    config.proxy_tuning.update(proxy_tuning)
-    return config
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A folder with random_weights and other/dataset: six proxies of another run for a "zwx figure"."""
-    folder = tmp_path_factory.mktemp("runs")
-    random_weights.run(smoke.get_config(), folder)
-    prompts = ["a zwx figure", "a zwx figure in the snow"] * 3
-    write_proxies(folder / "other" / "dataset", prompts, words={"token": "zwx", "class_noun": "figure", "live": False})
-    return folder
-
-
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_pictures_keep_their_prompts_among_many(tmp_path, monkeypatch):

@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 
 from proxy_jax.models import parameters
-from proxy_jax.models.layers import Compute
+from proxy_jax.models.layers import Compute, SubjectEmbed
 from proxy_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from proxy_jax.students.decoding import Sampling, guide
-from proxy_jax.students.llamagen import LlamaGenStudent, generate, left_pad
+from proxy_jax.students.llamagen import LlamaGenStudent, caption_of, generate, left_pad, subject_rows
 from proxy_jax.students.next_token import next_token_loss
 
 GRID, SLOTS = 3, 6
@@ -47,6 +47,31 @@ def test_left_pad_puts_valid_rows_last():
     out, mask = left_pad(features, np.asarray([[1, 1, 0, 0]]))
     np.testing.assert_array_equal(out[0], [[0, 0], [0, 0], [1, 2], [3, 4]])
     np.testing.assert_array_equal(mask, [[False, False, True, True]])
+
+
+def test_subject_rows_number_the_pieces_of_each_token():
+    ids = np.asarray([[3, 7, 5, 7, 9, 1], [7, 5, 3, 7, 1, 0], [7, 7, 7, 5, 5, 7]])
+    np.testing.assert_array_equal(subject_rows(ids, [[7, 5], [9]]), [[0, 1, 2, 0, 3, 0], [1, 2, 0, 0, 0, 0], [0, 0, 1, 2, 0, 0]])
+    assert not subject_rows(ids, [[7, 5, 9]]).any() and not subject_rows(ids, []).any()
+
+
+def test_learned_features_stand_in_their_places_only(model, captions):
+    caption, mask = captions
+    rows = np.zeros((3, SLOTS), np.int32)
+    rows[0, 4:6], rows[2, 3] = (1, 2), 2
+    learned = np.random.default_rng(3).normal(size=(2, CONFIG.caption_dim)).astype(np.float32)
+    own = LlamaGen(CONFIG, compute=Compute(remat="none"), rngs=nnx.Rngs(0))
+    own.subject_embed = SubjectEmbed(jnp.asarray(learned), axes=("position", "embed"))
+    expected = caption.copy()
+    expected[0, 4:6], expected[2, 3] = learned, learned[1]
+    text = {"caption": caption, "caption_mask": mask, "subject_rows": rows}
+    np.testing.assert_array_equal(caption_of(own, text), expected)
+    np.testing.assert_array_equal(caption_of(model, text), caption)
+    batch = text | {"tokens": jnp.zeros((3, GRID**2), jnp.int32), "row_index": jnp.arange(3)}
+    student = LlamaGenStudent(None, None, None, 48, 0.0, 0.0, Compute())
+    losses = [student.loss(model, batch | {"caption": features}, jax.random.key(0)) for features in (expected, caption)]
+    np.testing.assert_allclose(student.loss(own, batch, jax.random.key(0)), losses[0], atol=1e-6)
+    assert abs(losses[0] - losses[1])[0] > 1e-4
 
 
 def test_cached_decoding_equals_teacher_forcing(model, captions):
