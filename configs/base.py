@@ -115,6 +115,8 @@ def get_config() -> ConfigDict:
     )
     # The proxy set of whatever stage has the source "proxies", as another run wrote it; "": stage 3 takes this run's own.
     config.proxies = ""  # e.g. runs/other/proxy_generation/dataset
+    # More subjects for the same student, tuned together with the run's own: "token=zwx,class_noun=cat,photos=FOLDER" (or proxies=FOLDER) each.
+    config.subjects = ()
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: the devices that remain
     config.compute = ConfigDict(dict(dtype="bfloat16", remat="full", unroll=False))
 

@@ -1,6 +1,7 @@
 """From a run's config to its supervisor, its student and its subject."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def supervisor(config: ConfigDict, workdir: Path) -> Learner:
 def student(config: ConfigDict, workdir: Path) -> Learner:
     """The autoregressive student of stage 3."""
     make = _choose(students.FAMILIES, "student", config.student.family)
-    return make(config.student, config.proxy_tuning, compute_of(config), locate(workdir), [config.subject.token])
+    tokens = [config.subject.token, *(parse_subject(entry)["token"] for entry in config.subjects)]
+    return make(config.student, config.proxy_tuning, compute_of(config), locate(workdir), tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +78,26 @@ class Subject:
     def key(self) -> dict[str, Any]:
         """The subject as JSON for a stage's inputs, each photo by its bytes' SHA-256: where the photos lie makes no difference."""
         return self.words() | {"photos": {photo.name: photo.sha256 for photo in self.photos}}
+
+
+def parse_subject(entry: str) -> dict[str, str]:
+    """The fields of one of config.subjects. Raises StageError if it lacks one or has others."""
+    pairs = [pair.partition("=") for pair in re.split(r",(?=\w+=)", entry)]
+    found = {name.strip(): value.strip() for name, _, value in pairs}
+    whole = set(found) in ({"token", "class_noun", "photos"}, {"token", "class_noun", "proxies"}) and all(found.values())
+    if not whole or len(found) < len(pairs):
+        raise StageError(f"{entry!r} is not token=WORD,class_noun=NOUN,photos=FOLDER (or proxies=FOLDER)")
+    return found
+
+
+def more_subjects(config: ConfigDict, workdir: Path) -> list[tuple[Subject, Path | None]]:
+    """The further subjects of stage 3 that config.subjects names, each with its photos, or without any and the folder of its proxy set."""
+    found: list[tuple[Subject, Path | None]] = []
+    for fields in map(parse_subject, config.subjects):
+        pictures = tuple(photos.load_photos(path(fields["photos"], workdir))) if "photos" in fields else ()
+        subject = Subject(pictures, fields["class_noun"], fields["token"], fields["class_noun"] in prompts.LIVE_CLASSES)
+        found.append((subject, path(fields["proxies"], workdir).resolve() if "proxies" in fields else None))
+    return found
 
 
 def check_subject(config: ConfigDict) -> None:

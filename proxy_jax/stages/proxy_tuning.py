@@ -1,4 +1,7 @@
-"""Stage 3: the student learns the proxy set by next-token loss (the paper's section 3.3), or, as its baseline, the photos themselves."""
+"""Stage 3: the student learns the proxy set by next-token loss (the paper's section 3.3), or, as its baseline, the photos themselves.
+
+With `subjects` it learns several subjects at once, each under its own token.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,15 @@ def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes proxy_tuning/weights/ (a LoRA, or gpt.safetensors in LlamaGen's naming), the loss curve and sample grids."""
-    stage, subject, folder, cache = config.proxy_tuning, learners.subject(config, workdir), workdir / NAME, workdir / "cache"
+    stage, folder, cache = config.proxy_tuning, workdir / NAME, workdir / "cache"
     learner = learners.student(config, workdir)
-    originals, prompts = training_set.pictures(config, workdir, NAME, stage.num_proxies)
-    if stage.mode == "two_stage" and not any(subject.token in prompt.split() for prompt in prompts):
-        raise StageError(f"proxy_tuning.mode is 'two_stage', but no prompt holds the token {subject.token!r}, e.g. {prompts[0]!r}")
+    sources = training_set.sources(config, workdir, NAME)
+    subjects = [subject for subject, _ in sources]
+    originals, prompts = training_set.pictures(sources, stage.prompt, stage.num_proxies)
+    words = {word for prompt in prompts for word in prompt.split()}
+    missing = [subject.token for subject in subjects if subject.token not in words]
+    if stage.mode == "two_stage" and missing:
+        raise StageError(f"proxy_tuning.mode is 'two_stage', but no prompt holds the token {missing[0]!r}; the first prompt is {prompts[0]!r}")
     return tune(
         learner,
         *squares(learner, originals, prompts, stage, config.seed),
@@ -34,6 +41,6 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         seed=config.seed,
         folder=folder,
         cache=cache,
-        prior=training_set.class_pictures(learner, config, workdir, NAME, subject),
-        preview=previews(learner, subject.previews(), stage, seed=config.seed, options=config.evaluation.student.to_dict(), cache=cache),
+        prior=training_set.class_pictures(learner, config, workdir, NAME, subjects),
+        preview=previews(learner, subjects[0].previews(), stage, seed=config.seed, options=config.evaluation.student.to_dict(), cache=cache),
     )

@@ -21,9 +21,11 @@ def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes subject_tuning/weights/ (a LoRA in diffusers' naming, or a transformer folder), the loss curve and sample grids."""
-    stage, subject, folder, cache = config.subject_tuning, learners.subject(config, workdir), workdir / NAME, workdir / "cache"
+    stage, folder, cache = config.subject_tuning, workdir / NAME, workdir / "cache"
     learner = learners.supervisor(config, workdir)
-    originals, prompts = training_set.pictures(config, workdir, NAME)
+    sources = training_set.sources(config, workdir, NAME)
+    subjects = [subject for subject, _ in sources]
+    originals, prompts = training_set.pictures(sources, stage.prompt)
     return tune(
         learner,
         *squares(learner, originals, prompts, stage, config.seed),
@@ -32,6 +34,6 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         seed=config.seed,
         folder=folder,
         cache=cache,
-        prior=training_set.class_pictures(learner, config, workdir, NAME, subject),
-        preview=previews(learner, subject.previews(), stage, seed=config.seed, options=config.evaluation.supervisor.to_dict(), cache=cache),
+        prior=training_set.class_pictures(learner, config, workdir, NAME, subjects),
+        preview=previews(learner, subjects[0].previews(), stage, seed=config.seed, options=config.evaluation.supervisor.to_dict(), cache=cache),
     )

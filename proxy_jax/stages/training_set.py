@@ -1,7 +1,8 @@
-"""What stages 1 and 3 tune on: a subject's photos or proxies with their prompts, and class pictures for prior preservation."""
+"""What stages 1 and 3 tune on: photos or proxies of subjects with their prompts, and class pictures for prior preservation."""
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,30 @@ from proxy_jax.stages.drawing import draw_images
 from proxy_jax.stages.tuning import Learner
 
 PRIOR = ("weight", "num_images", "prompt")  # the fields of `prior` that are no sampling option
+Source = tuple[learners.Subject, Path | None]  # a subject, and its proxy set or, without one, its photos
+
+
+def sources(config: ConfigDict, workdir: Path, stage: str) -> list[Source]:
+    """Whom a stage tunes on: the run's own subject, then those of the table if the stage is the student's."""
+    subject, folder = learners.subject(config, workdir), None
+    if config[stage].source == "proxies":
+        # Resolved: workdir/.. may be meant before there is a workdir.
+        folder = learners.path(config.proxies, workdir).resolve() if config.proxies else workdir / "proxy_generation" / "dataset"
+    return [(subject, folder), *(learners.more_subjects(config, workdir) if stage == "proxy_tuning" else ())]
 
 
 def key(config: ConfigDict, workdir: Path, stage: str) -> dict[str, Any]:
     """What decides the pictures and prompts of a stage, as JSON for its inputs."""
-    subject = learners.subject(config, workdir)
-    if config[stage].source == "photos":
-        return {"subject": subject.key()}
-    if not config.proxies:
-        return {"subject": subject.words(), "proxy_generation": contract.upstream(workdir, "proxy_generation")}
-    return {"subject": subject.words(), "proxies": digest(proxy_set.read(folder_of(config, workdir)))}
+    (subject, folder), *others = sources(config, workdir, stage)
+    if config[stage].source == "proxies" and not config.proxies:
+        found = {"subject": subject.words(), "proxy_generation": contract.upstream(workdir, "proxy_generation")}
+    else:
+        found = {"subject": _key(subject, folder)}
+    return found | ({"subjects": [_key(*other) for other in others]} if others else {})
 
 
-def folder_of(config: ConfigDict, workdir: Path) -> Path:
-    """Where the proxy set lies. Resolved: workdir/.. may be meant before there is a workdir."""
-    return learners.path(config.proxies, workdir).resolve() if config.proxies else workdir / "proxy_generation" / "dataset"
+def _key(subject: learners.Subject, folder: Path | None) -> dict[str, Any]:
+    return subject.key() if folder is None else subject.words() | {"proxies": digest(proxy_set.read(folder))}
 
 
 def digest(proxies: proxy_set.ProxySet) -> str:
@@ -38,20 +48,24 @@ def digest(proxies: proxy_set.ProxySet) -> str:
     return cache.digest([[record["prompt"], hashlib.sha256(record["image"].tobytes()).hexdigest()] for record in proxies])
 
 
-def pictures(config: ConfigDict, workdir: Path, stage: str, num_proxies: int = 0) -> tuple[list[Image.Image], list[str]]:
-    """A stage's pictures, uncropped, and their prompts; num_proxies: only the first so many of a proxy set (0: all).
+def pictures(sources: Sequence[Source], prompt: str, num_proxies: int = 0) -> tuple[list[Image.Image], list[str]]:
+    """The pictures of all subjects, uncropped, and their prompts: of a photo the template `prompt` filled, of a proxy its own.
 
-    Raises StageError if the set holds fewer, and ProxySetError if it is not there.
+    num_proxies: only the first so many of each proxy set (0: all). Raises StageError if a set holds fewer, ProxySetError if it is not there.
     """
-    subject = learners.subject(config, workdir)
-    if config[stage].source == "photos":
-        return [photo.image for photo in subject.photos], [subject.fill(config[stage].prompt)] * len(subject.photos)
-    folder = folder_of(config, workdir)
-    proxies = proxy_set.read(folder)
-    if num_proxies > len(proxies):
-        raise StageError(f"{stage}.num_proxies is {num_proxies}, but {folder} holds {len(proxies)} proxies")
-    count = num_proxies or len(proxies)
-    return [Image.fromarray(proxies[index]["image"]) for index in range(count)], prompts(proxies, subject)[:count]
+    found, captions = [], []
+    for subject, folder in sources:
+        if folder is None:
+            found += [photo.image for photo in subject.photos]
+            captions += [subject.fill(prompt)] * len(subject.photos)
+            continue
+        proxies = proxy_set.read(folder)
+        if num_proxies > len(proxies):
+            raise StageError(f"proxy_tuning.num_proxies is {num_proxies}, but {folder} holds {len(proxies)} proxies")
+        count = num_proxies or len(proxies)
+        found += [Image.fromarray(proxies[index]["image"]) for index in range(count)]
+        captions += prompts(proxies, subject)[:count]
+    return found, captions
 
 
 def prompts(proxies: proxy_set.ProxySet, subject: learners.Subject) -> list[str]:
@@ -65,15 +79,18 @@ def prompts(proxies: proxy_set.ProxySet, subject: learners.Subject) -> list[str]
     return [pattern.sub(lambda match: words[match[0]], prompt) for prompt in found]
 
 
-def class_pictures(learner: Learner, config: ConfigDict, workdir: Path, stage: str, subject: learners.Subject) -> tuple[np.ndarray, list[str]] | None:
+def class_pictures(
+    learner: Learner, config: ConfigDict, workdir: Path, stage: str, subjects: Sequence[learners.Subject]
+) -> tuple[np.ndarray, list[str]] | None:
     """Class pictures [n, resolution, resolution, 3] uint8 and their prompts, for `tune`; None if the stage's prior.weight is 0.
 
-    The untuned learner draws them once, into the stage's class_images.
+    The untuned learner draws them once, into the stage's class_images, the subjects' classes in turn.
     """
     fields = config[stage].prior
     if fields.weight == 0:
         return None
-    wanted = [subject.fill(fields.prompt)] * fields.num_images
+    filled = list(dict.fromkeys(subject.fill(fields.prompt) for subject in subjects))
+    wanted = [filled[index % len(filled)] for index in range(fields.num_images)]
     paths = draw_images(
         learner,
         lambda: learner.load_model(lambda name: learner.compute.dtype),

@@ -154,11 +154,19 @@ def _texts(config: ConfigDict) -> list[str]:
     checks |= {name: lambda name=name: optimizer.schedule(_value(config, name)) for name in TRAININGS}
     checks["subject_tuning.weighting"] = lambda: noise.Weighting(config.subject_tuning.weighting)
     problems = [] if config.proxy_generation.prompts else ["proxy_generation.prompts is empty"]
-    token, family = config.subject.token, config.student.family
-    prompt = f"a {token} dog"
-    read = students.READS[family](prompt) if family in students.READS else prompt
-    if token.lower() not in read.split():
-        problems.append(f"subject.token is {token!r}, but {family} reads {prompt!r} as {read!r}; take a plain word like sks")
+    tokens, family = {"subject.token": config.subject.token}, config.student.family
+    for index, entry in enumerate(config.subjects):
+        try:
+            tokens[f"the token of subjects[{index}]"] = learners.parse_subject(entry)["token"]
+        except StageError as error:
+            problems.append(f"subjects[{index}]: {error}")
+    if len(set(tokens.values())) < len(tokens):
+        problems.append(f"each subject needs a token of its own, not {', '.join(tokens.values())}")
+    for name, token in tokens.items():
+        prompt = f"a {token} dog"
+        read = students.READS[family](prompt) if family in students.READS else prompt
+        if token.lower() not in read.split():
+            problems.append(f"{name} is {token!r}, but {family} reads {prompt!r} as {read!r}; take a plain word like sks")
     for name, check in checks.items():
         try:
             check()

@@ -37,13 +37,14 @@ def test_pictures_keep_their_prompts_among_many(tmp_path, monkeypatch):
         return model
 
     monkeypatch.setattr(tuning, "fit", fit)
-    monkeypatch.setattr(tuning, "trainable_model", lambda *args: (None, None))
+    monkeypatch.setattr(tuning, "trainable_model", lambda *args: None)
     monkeypatch.setattr(tuning, "count", lambda *args: 0)
     monkeypatch.setattr(tuning.lora, "save", lambda *args, **options: None)
     stage = smoke.get_config().proxy_tuning
     learner.table, learner.lora_prefix, learner.loss = None, "", None
     common = dict(stage=stage, batch_size=50_000, seed=0, folder=tmp_path, cache=tmp_path / "cache")
     tuning.tune(learner, pictures[:count], prompts[:count], **common)
+    stage.prior.weight = 1.0
     tuning.tune(learner, pictures[:count], prompts[:count], prior=(pictures[count:], prompts[count:]), **common)
     for batch in seen:
         np.testing.assert_array_equal(batch["text"], batch["picture"] % kinds)
@@ -54,17 +55,21 @@ def test_the_first_proxies_in_the_subjects_words(runs):
     workdir = runs / "first"
     config = tiny(workdir)
     config.proxies = "{workdir}/../other/dataset"
-    found, prompts = training_set.pictures(config, workdir, "proxy_tuning", num_proxies=3)
+
+    def pictures(num_proxies):
+        return training_set.pictures(training_set.sources(config, workdir, "proxy_tuning"), "a photo", num_proxies)
+
+    found, prompts = pictures(3)
     everything = proxy_set.read(runs / "other" / "dataset")
     for index, picture in enumerate(found):
         np.testing.assert_array_equal(np.asarray(picture), everything[index]["image"])
     assert prompts == ["a sks toy", "a sks toy in the snow", "a sks toy"]
-    assert len(training_set.pictures(config, workdir, "proxy_tuning")[0]) == 6
+    assert len(pictures(0)[0]) == 6
     with pytest.raises(StageError, match=r"proxy_tuning\.num_proxies is 7, but .*dataset holds 6 proxies"):
-        training_set.pictures(config, workdir, "proxy_tuning", num_proxies=7)
+        pictures(7)
     config.proxies = str(runs / "absent")
     with pytest.raises(ProxySetError, match="absent holds no proxy set"):
-        training_set.pictures(config, workdir, "proxy_tuning")
+        pictures(0)
 
 
 def test_words_are_replaced_whole_and_foreign_sets_keep_theirs(tmp_path):
@@ -110,7 +115,7 @@ def test_a_student_tuned_on_another_runs_proxies_with_its_own_class_pictures(run
     np.testing.assert_array_equal([files.load_picture(path) for path in drawn], expected[:3])
     assert len({hashlib.sha256(path.read_bytes()).hexdigest() for path in drawn}) == 3
     inputs = json.loads((workdir / "proxy_tuning" / "DONE.json").read_text())["inputs"]
-    assert inputs["proxies"] and inputs["proxy_tuning"]["prior"]["weight"] == 0.5
+    assert inputs["subject"]["proxies"] and inputs["proxy_tuning"]["prior"]["weight"] == 0.5
 
     before = {path: path.stat().st_mtime_ns for path in drawn}
     (workdir / "proxy_tuning" / LORA).unlink()
@@ -136,10 +141,40 @@ def test_a_supervisor_tuned_on_proxies(runs):
     assert on_proxies.keys() == on_photos.keys() and any(not np.array_equal(on_proxies[name], on_photos[name]) for name in on_photos)
 
 
+def test_several_subjects_each_with_its_own_words(runs, tmp_path):
+    """Own photos, another's proxies drawn under the same token, and further photos; one student learns them all, token by token."""
+    workdir = runs / "several"
+    cats = write_proxies(tmp_path / "cats, two", ["a sks cat", "a sks cat in the snow", "a sks cat"], words={"token": "sks", "class_noun": "cat"})
+    config = tiny(workdir, source="photos", mode="two_stage")
+    config.subjects = (f"token=zwx,class_noun=cat,proxies={cats}", f"token=qov,class_noun=toy,photos={smoke.DRAWINGS}")
+    sources = training_set.sources(config, workdir, "proxy_tuning")
+    found, prompts = training_set.pictures(sources, config.proxy_tuning.prompt, num_proxies=2)
+    assert prompts == ["a photo of sks toy"] * 3 + ["a zwx cat", "a zwx cat in the snow"] + ["a photo of qov toy"] * 3
+    np.testing.assert_array_equal(np.asarray(found[3]), proxy_set.read(cats)[0]["image"])
+    assert len(training_set.sources(config, workdir, "subject_tuning")) == 1
+
+    config.proxy_tuning.prior.weight = 1.0
+    config.proxy_tuning.embedding.update(dict(steps=2, batch_size=8))
+    main.run(config, workdir, ["proxy_tuning"])
+    inputs = json.loads((workdir / "proxy_tuning" / "DONE.json").read_text())["inputs"]
+    assert [subject["token"] for subject in inputs["subjects"]] == ["zwx", "qov"] and "proxies" in inputs["subjects"][0]
+    assert len(list((workdir / "proxy_tuning" / "class_images").iterdir())) == 3
+    learned = load_file(workdir / "proxy_tuning" / "weights" / "subject_embed.safetensors")
+    assert learned.keys() == {"sks", "zwx", "qov"} and not np.array_equal(learned["sks"], learned["zwx"])
+    learner = learners.student(config, workdir)
+    model = tuning.tuned_model(learner, config.proxy_tuning, workdir / "proxy_tuning")
+    np.testing.assert_array_equal(model.subject_embed[...], np.concatenate([learned[token] for token in ("sks", "zwx", "qov")]))
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
         ({"subject_tuning.source": "proxies"}, "subject_tuning.source is 'proxies', but this run's own come after it: give --config.proxies=FOLDER"),
+        ({"subjects": ("token=zwx,class_noun=cat",)}, "subjects[0]: 'token=zwx,class_noun=cat' is not token=WORD,class_noun=NOUN,photos=FOLDER"),
+        ({"subjects": ("token=zwx,class_noun=cat,photos=a,proxies=b",)}, "is not token=WORD,class_noun=NOUN,photos=FOLDER (or proxies=FOLDER)"),
+        ({"subjects": ("token=zwx,token=qov,class_noun=cat,photos=a",)}, "is not token=WORD"),
+        ({"subjects": ("token=sks,class_noun=cat,photos=a",)}, "each subject needs a token of its own, not sks, sks"),
+        ({"subjects": ("token=<x>,class_noun=cat,photos=a",)}, "the token of subjects[0] is '<x>', but llamagen reads 'a <x> dog' as 'a dog'"),
         ({"subject_tuning.source": "proxy"}, "subject_tuning.source is 'proxy'; it can be proxies or photos"),
         ({"proxy_tuning.num_proxies": -1}, "proxy_tuning.num_proxies is -1; it must be at least 0"),
         ({"proxy_tuning.prior.weight": 1.0, "proxy_tuning.prior.num_images": 0}, "proxy_tuning.prior.num_images is 0; it must be at least 1"),
