@@ -26,16 +26,16 @@ MEAN, STD = 0.5, 0.5  # ViT's published normalisation
 
 @dataclasses.dataclass(frozen=True)
 class ProbeConfig:
-    """A ViT's config.json and the names of its outputs, by number."""
+    """A ViT's sizes and the names of its outputs in their order, "primary=red"."""
 
     vit: ViTConfig
-    id2label: Mapping[str, str]
+    labels: tuple[str, ...]
 
     def attributes(self) -> dict[str, dict[str, int]]:
         """Attribute -> its values -> their outputs' numbers."""
         found: dict[str, dict[str, int]] = {}
-        for number in range(len(self.id2label)):
-            name, _, value = self.id2label[str(number)].partition("=")
+        for number, label in enumerate(self.labels):
+            name, _, value = label.partition("=")
             found.setdefault(name, {})[value] = number
         return found
 
@@ -46,7 +46,7 @@ class Probe(nnx.Module):
     def __init__(self, config: ProbeConfig, *, compute: Compute = Compute(), rngs: nnx.Rngs):
         self.config = config
         self.vit = ViT(config.vit, compute=compute, rngs=rngs)
-        self.classifier = Dense(config.vit.hidden_size, len(config.id2label), axes=("embed", "embed_out"), rngs=rngs)
+        self.classifier = Dense(config.vit.hidden_size, len(config.labels), axes=("embed", "embed_out"), rngs=rngs)
 
     def __call__(self, pictures: jax.Array) -> jax.Array:
         """Logits [b, outputs] of pictures [b, image_size, image_size, 3] uint8."""
@@ -69,7 +69,8 @@ def table(config: ProbeConfig) -> Table:
 
 def config_of(content: Mapping) -> ProbeConfig:
     """From the content of a config.json. Raises CheckpointError if sizes are missing."""
-    return ProbeConfig(hub.config_from(ViTConfig, content), content["id2label"])
+    labels = content["id2label"]
+    return ProbeConfig(hub.config_from(ViTConfig, content), tuple(labels[str(number)] for number in range(len(labels))))
 
 
 @parameters.jit

@@ -24,13 +24,13 @@ from ml_collections import ConfigDict
 from proxy_jax.data import cache
 from proxy_jax.stages.files import read_json, write_json
 
-TRAININGS = ("subject_tuning.training", "proxy_tuning.embedding", "proxy_tuning.training")
+TRAININGS = ("pretraining.unquantised", "pretraining.training", "subject_tuning.training", "proxy_tuning.embedding", "proxy_tuning.training")
 # Fields that say how often to look or save and how much to do at once, not what to compute: a finished stage stays finished when
 # they change (to rounding).
 WITHOUT_EFFECT = (
     *(f"{training}.{name}" for training in TRAININGS for name in ("checkpoint_every", "keep_checkpoints", "log_every", "preview_every")),
     *("subject_tuning.encode_batch_size", "proxy_tuning.encode_batch_size", "proxy_generation.batch_size", "evaluation.batch_size"),
-    *("compute.remat", "compute.unroll"),
+    *("compute.remat", "compute.unroll", "pretraining.pictures_cache"),
 )
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
 

@@ -22,12 +22,16 @@ PACKAGE = Path(__file__).resolve().parents[1]  # "{package}" in a config: the ch
 
 def locate(workdir: Path) -> Callable[[str], Path]:
     """A function from a checkpoint's name in a config to where it lies: a path, which may hold "{workdir}" or "{package}", or a hub id."""
-    return lambda name: hub.find(name.replace("{workdir}", str(workdir)).replace("{package}", str(PACKAGE)))
+    return lambda name: hub.find(_filled(name, workdir))
 
 
 def path(name: str, workdir: Path) -> Path:
-    """A path in a config; "{workdir}" in it stands for the run's."""
-    return Path(name.replace("{workdir}", str(workdir))).expanduser()
+    """A path in a config, which may hold "{workdir}" or "{package}"."""
+    return Path(_filled(name, workdir)).expanduser()
+
+
+def _filled(name: str, workdir: Path) -> str:
+    return name.replace("{workdir}", str(workdir)).replace("{package}", str(PACKAGE))
 
 
 def compute_of(config: ConfigDict) -> Compute:

@@ -2,11 +2,14 @@
 
 python -m proxy_jax.data.microworld --sheet out.png                     what pre-training sees, captioned
 python -m proxy_jax.data.microworld --sheet out.png --subjects          the 30 held-out subjects: photos, then prompts
+python -m proxy_jax.data.microworld --photos FOLDER --size 48          micro-DreamBench: each subject's photos and its truth.json
 python -m proxy_jax.data.microworld --speed                             pictures a second
 """
 
 import argparse
+import dataclasses
 import itertools
+import json
 import os
 import textwrap
 import time
@@ -16,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from proxy_jax.data import prompts
+from proxy_jax.data import images, prompts
 from proxy_jax.data.microworld import benchmark, render
 
 GAP, FONT_SIZE, LINE_HEIGHT = 6, 11, 14  # pixels
@@ -53,6 +56,19 @@ def subject_cells(size: int, columns: int) -> list[tuple[np.ndarray, str]]:
     return cells
 
 
+def write_photos(folder: Path, size: int) -> int:
+    """Writes folder/<subject>/00.png, ... and truth.json, the identity that evaluation compares with. Returns the number of photos."""
+    count = 0
+    for name, identity in benchmark.subjects().items():
+        own = folder / name
+        own.mkdir(parents=True, exist_ok=True)
+        (own / "truth.json").write_text(json.dumps(dataclasses.asdict(identity), indent=1) + "\n")
+        for number, scene in enumerate(benchmark.photos(name)):
+            (own / f"{number:02d}.png").write_bytes(images.encode_png(render.render(scene, size)))
+            count += 1
+    return count
+
+
 def speed(seed: int, size: int) -> str:
     """Draws some chunks of pictures with a process a core and tells how fast that was."""
     workers, chunks = os.cpu_count() or 1, 20
@@ -77,14 +93,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m proxy_jax.data.microworld", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sheet", metavar="FILE", type=Path, help="write a contact sheet")
     parser.add_argument("--subjects", action="store_true", help="of the held-out subjects")
+    parser.add_argument("--photos", metavar="FOLDER", type=Path, help="write micro-DreamBench's photos")
     parser.add_argument("--speed", action="store_true", help="draw for some seconds and print pictures a second")
     parser.add_argument("--seed", type=int, default=0, help="of pre-training's pictures")
     parser.add_argument("--count", type=_positive, default=96, help="pictures on a sheet of pre-training")
     parser.add_argument("--columns", type=_positive, default=12, help=f"pictures in a row; with --subjects {benchmark.PHOTOS} to {MOST_COLUMNS}")
     parser.add_argument("--size", type=_positive, default=96, help="pixels along one side of a picture")
     arguments = parser.parse_args()
-    if not (arguments.sheet or arguments.speed):
-        parser.error("give --sheet FILE or --speed")
+    if not (arguments.sheet or arguments.photos or arguments.speed):
+        parser.error("give --sheet FILE, --photos FOLDER or --speed")
     if arguments.seed < 0:
         parser.error("--seed must not be negative")
     if arguments.sheet:
@@ -100,6 +117,8 @@ def main() -> None:
             cells = pretraining_cells(arguments.seed, arguments.count, arguments.size)
         sheet(cells, arguments.columns).save(arguments.sheet)
         print(f"{len(cells)} pictures in {arguments.sheet}")
+    if arguments.photos:
+        print(f"{write_photos(arguments.photos, arguments.size)} photos in {arguments.photos}")
     if arguments.speed:
         print(speed(arguments.seed, arguments.size))
 
