@@ -85,8 +85,8 @@ def pretraining() -> ConfigDict:
         dict(
             recipe="vq",  # vq | kl | text_encoders | metrics | probes | supervisor | student
             model=ConfigDict(),  # its sizes, in the fields of its official config.json
-            # Finished checkpoints it needs: of kl the tokenizer it begins as, of probes the one that some pictures go through,
-            # of supervisor the pipeline whose autoencoder and text encoders it has
+            # Finished checkpoints. start: what it begins as (of kl a tokenizer, of the generators themselves; "": random weights).
+            # vq: of probes, what some pictures go through. encoders: of the supervisor, the pipeline with its frozen parts
             parts=ConfigDict(dict(start="", vq="", encoders="")),
             pictures=50_000,  # of the pre-training set
             pictures_cache="runs/micro/pictures",  # where they are kept: the recipes share them
@@ -163,6 +163,19 @@ def get_config() -> ConfigDict:
             clip="openai/clip-vit-base-patch32",
             probes="",  # of the micro-world: a folder with the probe that reads identity and context from its pictures
             direct="",  # the workdir of a finished run with proxy_tuning.source=photos: its student is one more arm, direct_student
+        )
+    )
+    # Many runs compared (proxy_jax/stages/experiment.py; configs/micro/dreambench.py)
+    config.experiment = ConfigDict(
+        dict(
+            subjects=(),  # DreamBench's names
+            photos="",  # the folder of their folders
+            results="",  # where each run's scores are kept
+            shared=ConfigDict(),  # changes of the run that tunes the supervisor and draws the proxies
+            arms=ConfigDict(),  # name -> changes of the run that uses them
+            together=0,  # one more arm: so many subjects in one student
+            tokens=(),  # of the others among them
+            reference="supervisor",  # the arm that the others are held against
         )
     )
     return config.lock()

@@ -36,13 +36,24 @@ from proxy_jax.data.photos import PhotosError
 from proxy_jax.data.proxy_set import ProxySetError
 from proxy_jax.metrics.encoders import EncoderError
 from proxy_jax.metrics.report import ReportError
-from proxy_jax.stages import contract, evaluation, learners, pretraining, proxy_generation, proxy_tuning, random_weights, subject_tuning, validation
+from proxy_jax.stages import (
+    contract,
+    evaluation,
+    experiment,
+    learners,
+    pretraining,
+    proxy_generation,
+    proxy_tuning,
+    random_weights,
+    subject_tuning,
+    validation,
+)
 from proxy_jax.training.checkpoint import ResumeError
 from proxy_jax.training.loop import NonFiniteError
 from proxy_jax.weights.hub import CheckpointError
 from proxy_jax.weights.table import WeightsError
 
-STAGES = {stage.NAME: stage for stage in (pretraining, random_weights, subject_tuning, proxy_generation, proxy_tuning, evaluation)}
+STAGES = {stage.NAME: stage for stage in (pretraining, random_weights, subject_tuning, proxy_generation, proxy_tuning, evaluation, experiment)}
 # What a user can mend: shown as a paragraph. Everything else is a bug and keeps its traceback.
 EXPLAINED = (
     *(contract.StageError, PhotosError, DreambenchError, CheckpointError, WeightsError, ProxySetError, EncoderError),

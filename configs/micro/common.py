@@ -9,6 +9,7 @@ card beside it, WORKDIR/pretraining/README.md; those that come with the package 
 from ml_collections import ConfigDict
 
 from configs import base
+from proxy_jax.data import prompts
 
 CHECKPOINTS = "{package}/checkpoints/micro"
 TEXT_LENGTH = 16  # tokens of a caption, with its marks
@@ -40,3 +41,28 @@ def generators(config: ConfigDict) -> None:
     config.student.resolution = 48
     config.evaluation.dino = f"{CHECKPOINTS}/metrics/dino"
     config.evaluation.clip = f"{CHECKPOINTS}/metrics/clip"
+
+
+def main_job(subject: str) -> ConfigDict:
+    """A subject of micro-DreamBench through all four stages."""
+    config = base.get_config()
+    generators(config)
+    config.compute.dtype = "float32"
+    config.compute.remat = "none"
+    config.subject.photos = f"{CHECKPOINTS}/dreambench/{subject}"
+    config.subject.class_noun = prompts.SUBJECTS[subject].class_noun
+    config.subject.live = prompts.SUBJECTS[subject].live
+    config.evaluation.probes = f"{CHECKPOINTS}/metrics/probes"
+
+    tuning, student = config.subject_tuning, config.proxy_tuning
+    tuning.lora.update(rank=16, alpha=16.0)
+    tuning.training.update(steps=300, batch_size=16, learning_rate=1e-3, preview_every=100, weight_decay=0.0)
+    tuning.prior.update(num_images=64, steps=20, guidance_scale=3.0)
+    tuning.precondition_outputs = False
+    config.proxy_generation.update(num_images=200, batch_size=50, steps=20, guidance_scale=3.0)
+    student.lora.update(rank=16, alpha=16.0)
+    student.training.update(steps=200, batch_size=16, learning_rate=1e-3, preview_every=100, weight_decay=0.0)
+    config.evaluation.update(arms=("supervisor", "student", "untuned_student"), batch_size=50)
+    config.evaluation.supervisor.update(steps=20, guidance_scale=3.0)
+    config.evaluation.student.update(guidance_scale=3.0, top_k=0, temperature=1.0)
+    return config

@@ -248,6 +248,8 @@ def supervisor(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     for part in ("vae", *(f"{kind}{number}" for kind in ("text_encoder", "tokenizer") for number in ("", "_2", "_3"))):
         shutil.copytree(locate(fields.parts.encoders) / part, base / part, dirs_exist_ok=True)
     random_weights.denoiser(sizes, base, config.seed, shift=fields.shift)
+    if fields.parts.start:
+        shutil.copytree(locate(fields.parts.start), base / "transformer", dirs_exist_ok=True)
     config = ConfigDict(config.to_dict())
     config.supervisor.checkpoint = str(base)
     return _generator(config, workdir, learners.supervisor(config, workdir))
@@ -257,6 +259,8 @@ def student(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """LlamaGen's decoder, weights/gpt.safetensors with its sizes, on the tokenizer and the text encoder of `student`."""
     fields, base = config.pretraining, workdir / NAME / "base"
     random_weights.decoder(base, fields.model.to_dict(), config.seed)
+    if fields.parts.start:
+        shutil.copy(learners.locate(workdir)(fields.parts.start), base / "gpt.safetensors")
     config = ConfigDict(config.to_dict())
     config.student.gpt = str(base / "gpt.safetensors")
     return _generator(config, workdir, learners.student(config, workdir))

@@ -17,7 +17,7 @@ from proxy_jax.supervisors import noise
 from proxy_jax.training import optimizer
 
 TUNINGS = ("subject_tuning", "proxy_tuning")
-WITHOUT_SUBJECT = ("random_weights", "pretraining")
+WITHOUT_SUBJECT = ("random_weights", "pretraining", "experiment")  # these have none, or many
 
 # field -> the values it can have; of a tuple, its members
 CHOICES: Mapping[str, Sequence[str]] = {

@@ -59,7 +59,6 @@ def t5_tokenizer(length: int) -> T5Tokenizer:
 
 def with_rare_word(caption: str, rng: np.random.Generator) -> str:
     """A caption with a rare word before the class noun of its first subject, as in a prompt for a subject; never RARE_WORDS[0]."""
-    found = [noun for noun in CLASS_NOUNS if f" {noun}" in f" {caption}"]
-    first = min(found, key=lambda noun: (f" {caption}".index(f" {noun}"), -len(noun)))
-    start = f" {caption}".index(f" {first}")
+    spaced = f" {caption}"
+    start = min(spaced.index(f" {noun}") for noun in CLASS_NOUNS if f" {noun}" in spaced)
     return f"{caption[:start]}{rng.choice(RARE_WORDS[1:])} {caption[start:]}"
