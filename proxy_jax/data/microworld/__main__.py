@@ -1,4 +1,4 @@
-"""Contact sheets of the micro-world.
+"""Contact sheets and photos of the micro-world.
 
 python -m proxy_jax.data.microworld --sheet out.png                     what pre-training sees, captioned
 python -m proxy_jax.data.microworld --sheet out.png --subjects          the 30 held-out subjects: photos, then prompts
@@ -104,6 +104,8 @@ def main() -> None:
         parser.error("give --sheet FILE, --photos FOLDER or --speed")
     if arguments.seed < 0:
         parser.error("--seed must not be negative")
+    if arguments.photos and arguments.photos.exists() and not arguments.photos.is_dir():
+        parser.error(f"--photos {arguments.photos}: that is not a folder")
     if arguments.sheet:
         if arguments.sheet.suffix.lower() not in Image.registered_extensions():
             parser.error(f"--sheet {arguments.sheet}: the name must end as a picture's does, such as .png")

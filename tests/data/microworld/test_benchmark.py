@@ -2,15 +2,19 @@
 
 import collections
 import itertools
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+import proxy_jax
 from proxy_jax.data import prompts
 from proxy_jax.data.microworld import benchmark, render, scenes
-from proxy_jax.data.microworld.looks import LIVE
+from proxy_jax.data.microworld.looks import LIVE, Identity
 
 
 def test_the_subjects_are_dreambenchs():
@@ -41,6 +45,18 @@ def test_photos_show_the_subject_alone_in_differing_everyday_settings(name):
     assert {photo.identity for photo in photos} == {benchmark.subjects()[name]}
     assert all(photo.other is None and photo.outfit == photo.surface == "none" for photo in photos)
     assert len({photo.pose for photo in photos}) == 5 and photos == benchmark.photos(name)
+
+
+@pytest.mark.parametrize("name", prompts.SUBJECTS)
+def test_the_shipped_photos_are_these(name):
+    """Of the subjects as the code draws them; pixels may round differently with another version of skia."""
+    folder = Path(proxy_jax.__file__).parent / "checkpoints" / "micro" / "dreambench" / name
+    assert Identity(**json.loads((folder / "truth.json").read_text())) == benchmark.subjects()[name]
+    files = sorted(folder.glob("*.png"))
+    assert len(files) == benchmark.PHOTOS
+    for file, scene in zip(files, benchmark.photos(name), strict=True):
+        shipped = np.asarray(Image.open(file)).astype(int)
+        assert np.abs(shipped - render.render(scene, len(shipped))).mean() < 1
 
 
 def test_an_unknown_subject_is_refused():

@@ -1,5 +1,6 @@
-"""python -m proxy_jax.data.microworld: contact sheets, speed, and clear errors."""
+"""python -m proxy_jax.data.microworld: contact sheets, photos, speed, and clear errors."""
 
+import json
 import os
 import runpy
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from proxy_jax.data.microworld import benchmark, render
+from proxy_jax.data.microworld.looks import Identity
 
 MODULE = "proxy_jax.data.microworld"
 
@@ -83,6 +85,19 @@ def test_a_sheet_of_the_subjects(command, tmp_path):
         np.testing.assert_array_equal(found[7 * number : 7 * number + 7], [render.render(scene, 16) for scene in expected])
 
 
+def test_photos_are_a_folder_a_subject_with_its_truth(command, tmp_path):
+    status, printed = command("--photos", tmp_path / "photos", "--size", "24")
+    assert (status, printed) == (0, f"150 photos in {tmp_path / 'photos'}\n")
+    assert {folder.name for folder in (tmp_path / "photos").iterdir()} == set(benchmark.subjects())
+    for name, identity in benchmark.subjects().items():
+        folder = tmp_path / "photos" / name
+        assert Identity(**json.loads((folder / "truth.json").read_text())) == identity
+        files = sorted(folder.glob("*.png"))
+        assert [file.name for file in files] == [f"{number:02d}.png" for number in range(benchmark.PHOTOS)]
+        for file, scene in zip(files, benchmark.photos(name), strict=True):
+            np.testing.assert_array_equal(np.asarray(Image.open(file)), render.render(scene, 24))
+
+
 def test_speed_is_that_of_what_comes_after_the_start(command, monkeypatch):
     asked, times = [], iter([10.0, 12.0])
 
@@ -99,9 +114,10 @@ def test_speed_is_that_of_what_comes_after_the_start(command, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give --sheet FILE or --speed"),
+        ([], "give --sheet FILE, --photos FOLDER or --speed"),
         (["--sheet", "out.foo"], "must end as a picture's does"),
         (["--sheet", "nowhere/out.png"], "there is no folder nowhere"),
+        (["--photos", __file__], "that is not a folder"),
         (["--sheet", "out.png", "--count", "0"], "argument --count: invalid positive number value: '0'"),
         (["--sheet", "out.png", "--size", "-3"], "argument --size: invalid positive number value"),
         (["--sheet", "out.png", "--columns", "two"], "argument --columns: invalid positive number value: 'two'"),
