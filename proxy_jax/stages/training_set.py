@@ -22,11 +22,13 @@ Source = tuple[learners.Subject, Path | None]  # a subject, and its proxy set or
 
 def sources(config: ConfigDict, workdir: Path, stage: str) -> list[Source]:
     """Whom a stage tunes on: the run's own subject, then those of the table if the stage is the student's."""
-    subject, folder = learners.subject(config, workdir), None
-    if config[stage].source == "proxies":
-        # Resolved: workdir/.. may be meant before there is a workdir.
-        folder = learners.path(config.proxies, workdir).resolve() if config.proxies else workdir / "proxy_generation" / "dataset"
-    return [(subject, folder), *(learners.more_subjects(config, workdir) if stage == "proxy_tuning" else ())]
+    own = learners.subject(config, workdir), folder_of(config, workdir) if config[stage].source == "proxies" else None
+    return [own, *(learners.more_subjects(config, workdir) if stage == "proxy_tuning" else ())]
+
+
+def folder_of(config: ConfigDict, workdir: Path) -> Path:
+    """Where the proxy set of the run's own subject lies. Resolved: workdir/.. may be meant before there is a workdir."""
+    return learners.path(config.proxies, workdir).resolve() if config.proxies else workdir / "proxy_generation" / "dataset"
 
 
 def key(config: ConfigDict, workdir: Path, stage: str) -> dict[str, Any]:
