@@ -85,7 +85,7 @@ def pretraining() -> ConfigDict:
         dict(
             recipe="vq",  # vq | kl | text_encoders | metrics | probes | supervisor | student
             model=ConfigDict(),  # its sizes, in the fields of its official config.json
-            # Finished checkpoints. start: what it begins as (of kl a tokenizer, of the generators themselves; "": random weights).
+            # Finished checkpoints. start: what it begins as (of vq and kl an AutoencoderKL, of generators one of their own; "": random weights).
             # vq: of probes, what some pictures go through. encoders: of the supervisor, the pipeline with its frozen parts
             parts=ConfigDict(dict(start="", vq="", encoders="")),
             pictures=50_000,  # of the pre-training set

@@ -2,7 +2,7 @@
 
     python -m proxy_jax.main --config configs/micro/RECIPE.py --workdir runs/micro/RECIPE
 
-in this order: vq, kl, text_encoders, metrics, probes, supervisor, student. The result lies in WORKDIR/pretraining/weights with its model
+in this order: kl, vq, text_encoders, metrics, probes, supervisor, student. The result lies in WORKDIR/pretraining/weights with its model
 card beside it, WORKDIR/pretraining/README.md; those that come with the package were copied from there to proxy_jax/checkpoints/micro.
 """
 

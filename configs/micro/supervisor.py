@@ -14,8 +14,8 @@ def get_config() -> ConfigDict:
     sizes = dict(
         sample_size=12,
         patch_size=2,
-        in_channels=8,
-        out_channels=8,
+        in_channels=16,
+        out_channels=16,
         num_layers=5,
         attention_head_dim=32,
         num_attention_heads=6,

@@ -20,6 +20,7 @@ from proxy_jax.training import lora
 from proxy_jax.training.loop import fit
 
 KL_WEIGHT = 1e-4
+CENTRE_WEIGHT, CENTRE_RADIUS = 3.0, 0.42
 CODEBOOK_PICTURES, KMEANS_ROUNDS = 2048, 12
 
 
@@ -29,10 +30,26 @@ def to_pixels(pictures: jax.Array) -> jax.Array:
 
 
 def reconstruction_loss(reconstructed: jax.Array, pixels: jax.Array) -> jax.Array:
-    """L1 + 2 · L2 + 0.5 · L1 of the differences between neighbours (edges), each a mean: [rows] for images [rows, h, w, 3]."""
+    """L1 + 2 · L2 + 0.5 · L1 of the differences between neighbours (edges), each a weighted mean: [rows] for images [rows, h, w, 3].
+
+    The middle, where subjects stand, counts CENTRE_WEIGHT times: the few backgrounds are learned soon, subjects never repeat.
+    """
     error = reconstructed - pixels
-    edges = [jnp.abs(jnp.diff(error, axis=axis)).mean((1, 2, 3)) for axis in (1, 2)]
-    return jnp.abs(error).mean((1, 2, 3)) + 2.0 * jnp.square(error).mean((1, 2, 3)) + 0.5 * (edges[0] + edges[1])
+    weight = _centre(pixels.shape[1])
+
+    def mean(values: jax.Array) -> jax.Array:
+        own = weight[: values.shape[1], : values.shape[2], None]
+        return (values * own).sum((1, 2, 3)) / (own.sum() * values.shape[3])
+
+    edges = [mean(jnp.abs(jnp.diff(error, axis=axis))) for axis in (1, 2)]
+    return mean(jnp.abs(error)) + 2.0 * mean(jnp.square(error)) + 0.5 * (edges[0] + edges[1])
+
+
+def _centre(size: int) -> np.ndarray:
+    """CENTRE_WEIGHT within CENTRE_RADIUS (of a picture's side) of the middle, else 1: [size, size] float32."""
+    offsets = (np.arange(size) + 0.5) / size - 0.5
+    inside = np.hypot(offsets[:, None], offsets[None]) < CENTRE_RADIUS
+    return np.where(inside, CENTRE_WEIGHT, 1.0).astype(np.float32)
 
 
 def unquantised_loss(model: VQModel, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
@@ -58,12 +75,12 @@ def kl_loss(model: AutoencoderKL, batch: Mapping[str, jax.Array], rng: jax.Array
     return reconstruction_loss(model.decode(mean + jnp.exp(0.5 * logvar) * noise), pixels) + KL_WEIGHT * divergence
 
 
-def train_vq(config: VQConfig, pictures: np.ndarray, stage: ConfigDict, *, seed: int, folder: Path) -> VQModel:
+def train_vq(config: VQConfig, pictures: np.ndarray, stage: ConfigDict, *, start: nnx.Module | None, seed: int, folder: Path) -> VQModel:
     """A tokenizer trained on pictures [n, size, size, 3] uint8: first without quantisation, then with a codebook of the latents' centres.
 
-    stage: fields unquantised and training, each as `fit` takes them.
+    stage: fields unquantised and training, each as `fit` takes them. start: see `begun_as`.
     """
-    model = parameters.random(lambda: VQModel(config, rngs=nnx.Rngs(0)), seed)
+    model = begun_as(parameters.random(lambda: VQModel(config, rngs=nnx.Rngs(0)), seed), start)
     common = dict(trainable=lora.is_parameter, seed=seed)
     batches = _batches(pictures, stage.unquantised, seed)
     model = fit(model, unquantised_loss, batches, config=stage.unquantised, directory=folder / "unquantised", **common)
@@ -73,22 +90,24 @@ def train_vq(config: VQConfig, pictures: np.ndarray, stage: ConfigDict, *, seed:
     return fit(model, vq_loss, _batches(pictures, stage.training, seed + 1), config=stage.training, directory=folder, **common)
 
 
-def train_kl(config: AutoencoderKLConfig, pictures: np.ndarray, stage: ConfigDict, *, start: VQModel | None, seed: int, folder: Path):
-    """An autoencoder and its config, whose shift and scale make the latents of the pictures mean 0, deviation 1.
-
-    start: a tokenizer whose convolutions of the same name and shape it begins with; None: from random ones.
-    """
-    model = parameters.random(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0)), seed)
-    if start is not None:
-        shapes, given = {name: array.shape for name, array in parameters.arrays(model).items()}, parameters.arrays(start)
-        taken = {name: array for name, array in given.items() if shapes.get(name) == array.shape}
-        logging.info("%d of %d tensors begin as the tokenizer's", len(taken), len(shapes))
-        model = parameters.with_arrays(model, taken)
+def train_kl(config: AutoencoderKLConfig, pictures: np.ndarray, stage: ConfigDict, *, start: nnx.Module | None, seed: int, folder: Path):
+    """An autoencoder and its config, whose shift and scale make the latents of the pictures mean 0, deviation 1. start: see `begun_as`."""
+    model = begun_as(parameters.random(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0)), seed), start)
     batches = _batches(pictures, stage.training, seed)
     model = fit(model, kl_loss, batches, config=stage.training, trainable=lora.is_parameter, directory=folder, seed=seed)
     latents = _in_batches(lambda rows: _moments(model, rows), pictures[:CODEBOOK_PICTURES])
     shift, scale = float(latents.mean()), float(1.0 / latents.std())
     return model, dataclasses.replace(config, shift_factor=round(shift, 4), scaling_factor=round(scale, 4))
+
+
+def begun_as(model: nnx.Module, start: nnx.Module | None) -> nnx.Module:
+    """The model with the tensors of `start`, another autoencoder, that have the same name and shape; itself without one."""
+    if start is None:
+        return model
+    shapes, given = {name: array.shape for name, array in parameters.arrays(model).items()}, parameters.arrays(start)
+    taken = {name: array for name, array in given.items() if name in shapes and shapes[name] == array.shape}
+    logging.info("%d of %d tensors begin as those of the %s", len(taken), len(shapes), type(start).__name__)
+    return parameters.with_arrays(model, taken)
 
 
 def _batches(pictures: np.ndarray, training: ConfigDict, seed: int) -> loader.Batches:

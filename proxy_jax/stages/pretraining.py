@@ -25,7 +25,7 @@ from proxy_jax.metrics import encoders
 from proxy_jax.metrics.probes import Probe, Probes, config_of, labels
 from proxy_jax.metrics.probes import table as probe_table
 from proxy_jax.models import parameters
-from proxy_jax.models.autoencoder_kl import AutoencoderKLConfig
+from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from proxy_jax.models.clip import CLIP, CLIPConfig, CLIPTextConfig
 from proxy_jax.models.layers import Compute
 from proxy_jax.models.t5 import T5Config
@@ -81,21 +81,22 @@ def _world(config: ConfigDict) -> Any:
 
 
 def vq(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """LlamaGen's tokenizer: weights/vq.safetensors and its sizes."""
+    """LlamaGen's tokenizer: weights/vq.safetensors and its sizes; it may begin as an AutoencoderKL (parts.start)."""
     fields, folder = config.pretraining, workdir / NAME
     sizes = fields.model.to_dict()
     model_config = hub.config_from(VQConfig, sizes)
-    model = autoencoders.train_vq(model_config, _world(config).pictures, fields, seed=config.seed, folder=folder)
+    start = _autoencoder(config, workdir)
+    model = autoencoders.train_vq(model_config, _world(config).pictures, fields, start=start, seed=config.seed, folder=folder)
     save(model, vqgan.table(model_config), folder / "weights" / "vq.safetensors", dtype=HALF)
     files.write_json(folder / "weights" / "vq.json", sizes)
     return autoencoders.vq_scores(model, _drawn().held_out(fields.resolution).pictures)
 
 
 def kl(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """AutoencoderKL in a diffusers folder, weights/vae; it may begin as a tokenizer (parts.start)."""
+    """AutoencoderKL in a diffusers folder, weights/vae; it may begin as another (parts.start)."""
     fields, folder = config.pretraining, workdir / NAME
     model_config = hub.config_from(AutoencoderKLConfig, fields.model.to_dict())
-    start = _vq_model(config, workdir, "start") if fields.parts.start else None
+    start = _autoencoder(config, workdir)
     pictures = _world(config).pictures
     model, found = autoencoders.train_kl(model_config, pictures, fields, start=start, seed=config.seed, folder=folder)
     content = fields.model.to_dict() | {"_class_name": "AutoencoderKL", "shift_factor": found.shift_factor, "scaling_factor": found.scaling_factor}
@@ -196,7 +197,7 @@ def probes(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     alone = np.flatnonzero(~world.paired)
     pictures = world.pictures[alone]
     quarter = len(pictures) // 4
-    pictures = np.concatenate([autoencoders.reconstructions(_vq_model(config, workdir, "vq"), pictures[:quarter]), pictures[quarter:]])
+    pictures = np.concatenate([autoencoders.reconstructions(_vq_model(config, workdir), pictures[:quarter]), pictures[quarter:]])
     columns = {"pictures": pictures} | {probing.TRUTH + name: values[alone] for name, values in world.truths.items()}
     model = _fit(lambda: Probe(probe_config, rngs=nnx.Rngs(0)), probing.probe_loss, columns, config, folder)
     content |= {
@@ -209,9 +210,17 @@ def probes(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     return probing.accuracies(Probes(model), held_out.pictures, held_out.truths())
 
 
-def _vq_model(config: ConfigDict, workdir: Path, part: str) -> VQModel:
-    """The tokenizer that parts.<part> names."""
-    path = learners.locate(workdir)(config.pretraining.parts[part])
+def _autoencoder(config: ConfigDict, workdir: Path) -> AutoencoderKL | None:
+    """The autoencoder in the folder parts.start; None without one."""
+    if not config.pretraining.parts.start:
+        return None
+    folder = learners.locate(workdir)(config.pretraining.parts.start)
+    return hub.load_pretrained(folder, AutoencoderKL, AutoencoderKLConfig, autoencoder_kl.table, compute=Compute())
+
+
+def _vq_model(config: ConfigDict, workdir: Path) -> VQModel:
+    """The tokenizer parts.vq."""
+    path = learners.locate(workdir)(config.pretraining.parts.vq)
     vq_config = hub.vq_config(open_tensors(path), path)
     return load(lambda: VQModel(vq_config, rngs=nnx.Rngs(0)), vqgan.table(vq_config), open_tensors(path), source=str(path))
 
