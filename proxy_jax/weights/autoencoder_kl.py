@@ -6,9 +6,13 @@ from proxy_jax.models.autoencoder_kl import AutoencoderKLConfig
 from proxy_jax.weights.conv_blocks import levels, linear_attention, middle
 from proxy_jax.weights.table import Entry, Table, conv, norm, pointwise
 
+# How diffusers named the middle's attention before 0.17; many files still have it so.
+ATTENTION = r"(mid_block\.attentions\.0)\."
+OLD_NAMES = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))
+
 
 def table(config: AutoencoderKLConfig) -> Table:
-    """The name table of an AutoencoderKL of any size, with or without convolutions around the latents."""
+    """The name table of an AutoencoderKL of any size, with or without convolutions around the latents. Old names are read too."""
     widths, num_blocks = config.block_out_channels, config.layers_per_block
     entries = [
         *_ends("encoder"),
@@ -32,7 +36,7 @@ def table(config: AutoencoderKLConfig) -> Table:
         *(pointwise("quant_conv", "quant_conv") if config.use_quant_conv else []),
         *(pointwise("post_quant_conv", "post_quant_conv") if config.use_post_quant_conv else []),
     ]
-    return Table(tuple(entries))
+    return Table(tuple(entries), renames=tuple((rf"{ATTENTION}{old}\.", rf"\1.{new}.") for old, new in OLD_NAMES))
 
 
 def _ends(half: str) -> list[Entry]:

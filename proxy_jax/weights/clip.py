@@ -1,23 +1,21 @@
 """CLIP's tensor names (transformers' CLIPTextModel, CLIPTextModelWithProjection and CLIPModel)."""
 
-from collections.abc import Collection
-
 from proxy_jax.models.clip import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from proxy_jax.weights.table import Entry, Table, conv, embed, layers, linear, norm, param
 
 POSITION_IDS = r"(.*\.)?embeddings\.position_ids"  # 0, 1, 2, ...: a buffer in older exports
 
 
-def text_table(config: CLIPTextConfig, *, projection: bool = True, names: Collection[str] = ()) -> Table:
+def text_table(config: CLIPTextConfig, *, projection: bool = True) -> Table:
     """The name table of a `CLIPText`; without `projection` the file's text_projection is passed over.
 
-    names: the file's tensor names, where they are known. transformers 5 saves a CLIPTextModel without the "text_model." that
-    published files have; where no name has it, the table is that of such a file.
+    transformers 5 saves a CLIPTextModel without the "text_model." that published files have: both are read.
     """
-    short = bool(names) and not any(name.startswith("text_model.") for name in names)
     head = linear("text_projection", "projection", bias=False) if projection else []
-    entries = [*_text(config, "" if short else "text_model.", ""), *head]
-    return Table(tuple(entries), ignored=(POSITION_IDS,) if projection else (POSITION_IDS, r"text_projection\.weight"))
+    ignored = (POSITION_IDS,) if projection else (POSITION_IDS, r"text_projection\.weight")
+    return Table(
+        (*_text(config, "text_model.", ""), *head), ignored=ignored, renames=((r"^(?=embeddings\.|encoder\.|final_layer_norm\.)", "text_model."),)
+    )
 
 
 def table(config: CLIPConfig) -> Table:

@@ -92,13 +92,13 @@ class Table:
 
     ignored: regular expressions of tensors that may be in a file and are not read (statistics, tied copies).
     copies: official name -> the official name of the tensor it repeats; written on export, not read.
-    prefixes: that some exports put before every name.
+    renames: (regular expression, replacement) that give a name of another export its place here; on reading only.
     """
 
     entries: tuple[Entry, ...]
     ignored: tuple[str, ...] = ()
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    prefixes: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
 
     def by_ours(self) -> dict[str, Entry]:
         return {entry.ours: entry for entry in self.entries}
@@ -150,14 +150,14 @@ class WeightsError(ValueError):
 def differences(model: nnx.Module, table: Table, official: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Every way in which a listing {official name: shape} and `model` (arrays or shapes) disagree under `table`; empty: they match."""
     wanted = {name: tuple(value.shape) for name, value in parameters.arrays(model).items()}
-    found = {_strip(name, table): tuple(shape) for name, shape in official.items()}
+    found = {_renamed(name, table): tuple(shape) for name, shape in official.items()}
     problems = []
     filled = Counter(entry.ours for entry in table.entries)
     problems += [f"not in the table: our {name} {shape}" for name, shape in wanted.items() if not filled[name]]
     problems += [f"in the table but not in the model: our {name}" for name in filled if name not in wanted]
     problems += [f"in the table {count} times: our {name}" for name, count in filled.items() if count > 1]
-    stripped = Counter(_strip(name, table) for name in official)
-    problems += [f"in the file {count} times: {name}" for name, count in stripped.items() if count > 1]
+    times = Counter(_renamed(name, table) for name in official)
+    problems += [f"in the file {count} times: {name}" for name, count in times.items() if count > 1]
     used: Counter[str] = Counter()
     pieces: dict[str, int] = {}
     for entry in table.entries:
@@ -180,18 +180,17 @@ def differences(model: nnx.Module, table: Table, official: Mapping[str, tuple[in
     return problems
 
 
-def _strip(name: str, table: Table) -> str:
-    for prefix in table.prefixes:
-        if name.startswith(prefix):
-            return name[len(prefix) :]
+def _renamed(name: str, table: Table) -> str:
+    for pattern, replacement in table.renames:
+        name = re.sub(pattern, replacement, name)
     return name
 
 
-class _Stripped:
-    """Tensors under the names without their prefix."""
+class _Renamed:
+    """Tensors under the names that the table has for them."""
 
     def __init__(self, tensors: Tensors, table: Table):
-        self.tensors, self.names = tensors, {_strip(name, table): name for name in tensors.shapes()}
+        self.tensors, self.names = tensors, {_renamed(name, table): name for name in tensors.shapes()}
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         return self.tensors.read(self.names[name], index)
@@ -214,7 +213,7 @@ def load(
     problems = differences(model, table, tensors.shapes())
     if problems:
         raise WeightsError(f"{source} does not match {type(model).__name__}:\n  " + "\n  ".join(problems))
-    entries, tensors, mesh = table.by_ours(), _Stripped(tensors, table), sharding.current()
+    entries, tensors, mesh = table.by_ours(), _Renamed(tensors, table), sharding.current()
     values = {}
     for name, variable in parameters.variables(model).items():
         shape, kind = parameters.value(variable).shape, dtype_of(name)

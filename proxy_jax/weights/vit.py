@@ -16,7 +16,7 @@ def table(config: ViTConfig) -> Table:
     ]
     if dinov2:
         entries += param("embeddings.mask_token", "mask_token")
-    return Table(tuple(entries), ignored=(r"pooler\..*",), prefixes=("dinov2.",) if dinov2 else ("vit.",))
+    return Table(tuple(entries), ignored=(r"pooler\..*",), renames=((r"^dinov2\." if dinov2 else r"^vit\.", ""),))
 
 
 def _attention(config: ViTConfig) -> list[Entry]:

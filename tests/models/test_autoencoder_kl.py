@@ -14,8 +14,8 @@ from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from proxy_jax.models.layers import Compute
 from proxy_jax.weights import autoencoder_kl
 from proxy_jax.weights.golden import Case, diffusion
-from proxy_jax.weights.table import differences, load, save
-from proxy_jax.weights.tensors import open_tensors
+from proxy_jax.weights.table import differences, export, load, save
+from proxy_jax.weights.tensors import open_tensors, write_safetensors
 
 # As SDXL's and as SD3's, at a fraction of the width.
 SDXL = AutoencoderKLConfig(block_out_channels=(8, 16), latent_channels=4, layers_per_block=1, norm_num_groups=4, scaling_factor=0.13025)
@@ -90,6 +90,21 @@ def test_export_loads_in_diffusers(pair, tmp_path):
     assert np.abs(expected[2] - run_oracle(model, *arrays)[2]).max() > 1e-2
     for x, theirs in zip(run(changed, *arrays), expected, strict=True):
         assert np.abs(x - theirs).max() <= 1e-4
+
+
+def test_old_names_are_read(pair, tmp_path):
+    _, ours = pair
+    old = {new: name for name, new in autoencoder_kl.OLD_NAMES}
+    tensors = {}
+    for name, value in export(ours, autoencoder_kl.table(ours.config)).items():
+        stem, _, kind = name.rpartition(".")
+        head, _, tail = stem.partition("attentions.0.")
+        tensors[f"{head}attentions.0.{old[tail]}.{kind}" if tail in old else name] = value
+    assert {"encoder.mid_block.attentions.0.proj_attn.bias", "decoder.mid_block.attentions.0.query.weight"} < set(tensors)
+    write_safetensors(tensors, tmp_path / FILE, {})
+    again = load(lambda: AutoencoderKL(ours.config, rngs=nnx.Rngs(0)), autoencoder_kl.table(ours.config), open_tensors(tmp_path / FILE))
+    for name, value in parameters.arrays(again).items():
+        np.testing.assert_array_equal(value, parameters.arrays(ours)[name], err_msg=name)
 
 
 def test_scaling():

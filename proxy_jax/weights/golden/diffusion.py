@@ -7,14 +7,16 @@ from flax import nnx
 
 from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from proxy_jax.models.mmdit import SD3Config, SD3Transformer
+from proxy_jax.models.unet import UNet, UNetConfig
 from proxy_jax.models.vqgan import VQConfig, VQModel
-from proxy_jax.weights import autoencoder_kl, mmdit, vqgan
+from proxy_jax.weights import autoencoder_kl, mmdit, unet, vqgan
 from proxy_jax.weights.golden import Case, Comparison, Describe, Run
 from proxy_jax.weights.hub import config_from
 from proxy_jax.weights.table import load
 from proxy_jax.weights.tensors import open_tensors
 
 TRANSFORMER_TOLERANCE = 5e-5
+UNET_TOLERANCE = 1e-4
 LATENT_TOLERANCE = 2e-5
 PIXEL_TOLERANCE = 1e-4
 
@@ -38,6 +40,19 @@ def sd3_transformer(case: Case) -> list[Comparison]:
         "output": nchw(jax.jit(SD3Transformer.__call__)(model, latents, timesteps, io["encoder_hidden_states"], pooled)),
     }
     return [Comparison(name, np.asarray(ours), io[name], TRANSFORMER_TOLERANCE) for name, ours in outputs.items()]
+
+
+def sdxl_unet(case: Case) -> list[Comparison]:
+    """SDXL's UNet: the embedded timesteps, time ids and pooled text, and the prediction."""
+    config, io = config_from(UNetConfig, case.config), case.io
+    model = load(lambda: UNet(config, rngs=nnx.Rngs(0)), unet.table(config), open_tensors(case.weights), source=str(case.weights))
+    latents, timesteps, pooled, ids = nhwc(io["sample"]), io["timesteps"], io["text_embeds"], io["time_ids"]
+    embedded = {"time_emb": model.embed_time(timesteps), "time_id_emb": model.embed_time_ids(ids), "aug_emb": model.embed_added(pooled, ids)}
+    output = jax.jit(UNet.__call__)(model, latents, timesteps, io["encoder_hidden_states"], pooled, ids)
+    return [
+        *(Comparison(name, np.asarray(ours), io[name], TRANSFORMER_TOLERANCE) for name, ours in embedded.items()),
+        Comparison("output", nchw(output), io["output"], UNET_TOLERANCE),
+    ]
 
 
 def autoencoder_kl_case(case: Case) -> list[Comparison]:
@@ -92,6 +107,7 @@ def llamagen_vq(case: Case) -> list[Comparison]:
 KINDS: dict[str, Run] = {
     "sd3_transformer": sd3_transformer,
     "sd35_transformer": sd3_transformer,
+    "sdxl_unet": sdxl_unet,
     "autoencoder_kl": autoencoder_kl_case,
     "autoencoder_kl_noquant": autoencoder_kl_case,
     "llamagen_vq": llamagen_vq,
@@ -110,6 +126,7 @@ def _describe(model_class: type, config_class: type, table) -> Describe:
 
 MANIFESTS: dict[str, Describe] = {
     r"sd3.*_transformer": _describe(SD3Transformer, SD3Config, mmdit.table),
+    r"sdxl_.*unet": _describe(UNet, UNetConfig, unet.table),
     r"(sd3|sdxl)_vae": _describe(AutoencoderKL, AutoencoderKLConfig, autoencoder_kl.table),
     r"llamagen_vq(16|8)": _describe(VQModel, VQConfig, vqgan.table),
 }
