@@ -206,10 +206,18 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
 def rotate_pairs(x: jax.Array, table: jax.Array) -> jax.Array:
     """Rotary embedding of interleaved pairs (x0, x1), (x2, x3), ...: x [batch, length, heads, head_dim], table [length, head_dim/2, 2] (cos, sin)."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    cos, sin = table[:, None, :, 0], table[:, None, :, 1]
-    even, odd = pairs[..., 0], pairs[..., 1]
-    rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-    return rotated.reshape(x.shape).astype(x.dtype)
+    return jnp.stack(_rotated(pairs[..., 0], pairs[..., 1], table), axis=-1).reshape(x.shape).astype(x.dtype)
+
+
+def rotate_halves(x: jax.Array, table: jax.Array) -> jax.Array:
+    """Rotary embedding of the pairs (x0, x_d/2), (x1, x_d/2+1), ...: as `rotate_pairs`; the table may also be [batch, length, head_dim/2, 2]."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate(_rotated(first, second, table), axis=-1).astype(x.dtype)
+
+
+def _rotated(first: jax.Array, second: jax.Array, table: jax.Array) -> tuple[jax.Array, jax.Array]:
+    cos, sin = table[..., None, :, 0], table[..., None, :, 1]
+    return first * cos - second * sin, first * sin + second * cos
 
 
 def sinusoid(timesteps: jax.Array, width: int, *, max_period: float = 10000.0) -> jax.Array:

@@ -11,12 +11,11 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import nnx
 
-from proxy_jax.models.attention import attention
-from proxy_jax.models.layers import Buffer, Compute, Dense, Embed, RMSNorm, dropout, rotate_pairs, scan_layers, split_keys, stack, tokens
-from proxy_jax.sharding import constrain
+from proxy_jax.models import decoder
+from proxy_jax.models.decoder import Block, Cache, attention_mask
+from proxy_jax.models.layers import Buffer, Compute, Dense, Embed, RMSNorm, dropout, rotate_pairs, split_keys, stack, tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,46 +68,6 @@ def rope_table(grid: int, head_dim: int, num_condition: int, base: float = 10000
     return jnp.asarray(np.concatenate([np.zeros((num_condition, half, 2)), table]), jnp.float32)
 
 
-def attention_mask(condition_mask: jax.Array, length: int) -> jax.Array:
-    """The official mask [batch, length, length] (True = attend): causal, padded condition columns hidden, the diagonal kept."""
-    num_condition = condition_mask.shape[1]
-    visible = jnp.pad(condition_mask.astype(bool), ((0, 0), (0, length - num_condition)), constant_values=True)
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    return (causal & visible[:, None, :]) | jnp.eye(length, dtype=bool)
-
-
-class Block(nnx.Module):
-    """Pre-norm attention and SwiGLU."""
-
-    def __init__(self, config: LlamaGenConfig, *, rngs: nnx.Rngs):
-        dim, hidden = config.dim, config.hidden_dim
-        self.attention_norm = RMSNorm(dim, eps=config.norm_eps)
-        self.q = Dense(dim, dim, bias=False, axes=("embed", "heads"), rngs=rngs)
-        self.k = Dense(dim, dim, bias=False, axes=("embed", "heads"), rngs=rngs)
-        self.v = Dense(dim, dim, bias=False, axes=("embed", "heads"), rngs=rngs)
-        self.o = Dense(dim, dim, bias=False, axes=("heads", "embed"), rngs=rngs)
-        self.ffn_norm = RMSNorm(dim, eps=config.norm_eps)
-        self.gate = Dense(dim, hidden, bias=False, axes=("embed", "mlp"), rngs=rngs)
-        self.up = Dense(dim, hidden, bias=False, axes=("embed", "mlp"), rngs=rngs)
-        self.down = Dense(hidden, dim, bias=False, axes=("mlp", "embed"), rngs=rngs)
-        self.n_head = config.n_head
-
-    def qkv(self, x: jax.Array, rope: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Rotated queries, rotated keys and values, each [batch, length, heads, head_dim]."""
-        x = self.attention_norm(x)
-        q, k, v = (rearrange(layer(x), "b l (h d) -> b l h d", h=self.n_head) for layer in (self.q, self.k, self.v))
-        q, k, v = (constrain(y, "batch", "length", "act_heads", "head_dim") for y in (q, k, v))
-        return rotate_pairs(q, rope), rotate_pairs(k, rope), v
-
-    def finish(self, x: jax.Array, attended: jax.Array, rate: float = 0.0, keys: jax.Array | None = None) -> jax.Array:
-        """The residual stream after attention's output and the MLP."""
-        keys_attention, keys_mlp = split_keys(keys, 2)
-        x = tokens(x + dropout(tokens(self.o(rearrange(attended, "b l h d -> b l (h d)"))), rate, keys_attention))
-        y = self.ffn_norm(x)
-        y = constrain(jax.nn.silu(self.gate(y)) * self.up(y), "batch", "length", "act_mlp")
-        return tokens(x + dropout(tokens(self.down(y)), rate, keys_mlp))
-
-
 class LlamaGen(nnx.Module):
     """The decoder with its condition embedder, token embedding and output head."""
 
@@ -124,7 +83,9 @@ class LlamaGen(nnx.Module):
         else:
             self.class_embed = Embed(config.num_classes + 1, dim, rngs=rngs)
         self.token_embed = Embed(config.vocab_size, dim, rngs=rngs)
-        self.blocks = stack(lambda rngs: Block(config, rngs=rngs), config.n_layer, rngs)
+        self.blocks = stack(
+            lambda rngs: Block(dim, config.hidden_dim, config.n_head, eps=config.norm_eps, rotate=rotate_pairs, rngs=rngs), config.n_layer, rngs
+        )
         self.norm = RMSNorm(dim, eps=config.norm_eps)
         self.head = Dense(dim, config.vocab_size, bias=False, axes=("embed", "vocab"), rngs=rngs)
 
@@ -170,43 +131,23 @@ class LlamaGen(nnx.Module):
         x = jnp.concatenate([self.embed_condition(condition, drop), self.token_embed(image_tokens, self.compute.dtype)], axis=1)
         x = dropout(tokens(x), dropout_rate, keys_tokens)
         length = x.shape[1]
-        rope, mask = self.rope(grid)[:length], attention_mask(condition_mask, length)[:, None]
-        layer_keys = None if keys is None else split_keys(keys_layers, self.config.n_layer)
-
-        def body(block: Block, x: jax.Array, keys: jax.Array | None):
-            q, k, v = block.qkv(x, rope)
-            return block.finish(x, attention(q, k, v, mask=mask), dropout_rate, keys), None
-
-        x, _ = scan_layers(self.blocks, body, x, layer_keys, compute=self.compute)
+        mask = attention_mask(condition_mask, length)
+        x = decoder.run(self.blocks, x, self.rope(grid)[:length], mask, compute=self.compute, dropout_rate=dropout_rate, keys=keys_layers)
         return self.norm(x)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Float32 next-token logits [..., vocab_size] of final states."""
         return self.head(hidden).astype(jnp.float32)
 
-    def init_cache(self, batch: int, length: int) -> tuple[jax.Array, jax.Array]:
+    def init_cache(self, batch: int, length: int) -> Cache:
         """Empty keys and values, each [layers, batch, length, heads, head_dim]."""
-        c = self.config
-        shape = (c.n_layer, batch, length, c.n_head, c.head_dim)
-        empty = constrain(jnp.zeros(shape, self.compute.dtype), "layers", "batch", "length", "act_heads", "head_dim")
-        return empty, empty
+        return decoder.empty_cache(self.blocks, batch, length, self.compute.dtype)
 
-    def extend(
-        self, x: jax.Array, cache: tuple[jax.Array, jax.Array], position: jax.Array | int, rope: jax.Array, mask: jax.Array
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def extend(self, x: jax.Array, cache: Cache, position: jax.Array | int, rope: jax.Array, mask: jax.Array) -> tuple[jax.Array, Cache]:
         """Runs embedded slots x [batch, n, dim] at `position`.. against the cache; returns normed states and the cache with them in it.
 
         rope: the whole sequence's table; mask [batch, n, cache_length]: the columns that each of the n rows attends to.
         """
         rope = jax.lax.dynamic_slice_in_dim(rope, position, x.shape[1])
-
-        def body(block: Block, carry, layer: jax.Array):
-            x, keys, values = carry
-            q, k, v = block.qkv(x, rope)
-            keys = jax.lax.dynamic_update_slice(keys, k[None], (layer, 0, position, 0, 0))
-            values = jax.lax.dynamic_update_slice(values, v[None], (layer, 0, position, 0, 0))
-            attended = attention(q, keys[layer], values[layer], mask=mask[:, None])
-            return (block.finish(x, attended), keys, values), None
-
-        (x, *cache), _ = scan_layers(self.blocks, body, (x, *cache), jnp.arange(self.config.n_layer), compute=self.compute)
-        return self.norm(x), tuple(cache)
+        x, cache = decoder.extend(self.blocks, x, cache, position, rope, mask, compute=self.compute)
+        return self.norm(x), cache

@@ -17,8 +17,9 @@ from transformers import AutoTokenizer
 
 from proxy_jax import sharding
 from proxy_jax.models import parameters
+from proxy_jax.models.decoder import attention_mask
 from proxy_jax.models.layers import Compute, SubjectEmbed, split_keys
-from proxy_jax.models.llamagen import LlamaGen, attention_mask
+from proxy_jax.models.llamagen import LlamaGen
 from proxy_jax.models.t5 import T5Config, T5Encoder
 from proxy_jax.models.vqgan import VQConfig, VQModel
 from proxy_jax.students.caption_cleaning import clean_caption

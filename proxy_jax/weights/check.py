@@ -15,7 +15,7 @@ from pathlib import Path
 from flax import nnx
 
 from proxy_jax.models import parameters
-from proxy_jax.weights.golden import Case, Comparison, Describe, Run, diffusion, encoders, llamagen, pipeline
+from proxy_jax.weights.golden import Case, Comparison, Describe, Run, diffusion, encoders, llamagen, lumina, pipeline
 from proxy_jax.weights.hub import read_json
 from proxy_jax.weights.region import CheckpointError
 from proxy_jax.weights.table import WeightsError, differences
@@ -44,7 +44,7 @@ class Tally:
 def runners() -> dict[str, list[Run]]:
     """The functions that run each golden kind. A kind may have several, each for other arrays of the case."""
     found: dict[str, list[Run]] = {}
-    for module in (llamagen, encoders, diffusion, pipeline):
+    for module in (llamagen, lumina, encoders, diffusion, pipeline):
         for kind, run in module.KINDS.items():
             found.setdefault(kind, []).append(run)
     return found
@@ -52,7 +52,7 @@ def runners() -> dict[str, list[Run]]:
 
 def describers() -> dict[str, Describe]:
     """From a regular expression of a manifest's stem to the function that makes its model and table."""
-    return llamagen.MANIFESTS | encoders.MANIFESTS | diffusion.MANIFESTS
+    return llamagen.MANIFESTS | lumina.MANIFESTS | encoders.MANIFESTS | diffusion.MANIFESTS
 
 
 def is_case(folder: Path) -> bool:

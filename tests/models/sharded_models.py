@@ -13,6 +13,7 @@ from flax import nnx
 from proxy_jax import sharding
 from proxy_jax.models import parameters
 from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from proxy_jax.models.chameleon import Chameleon, ChameleonConfig
 from proxy_jax.models.clip import CLIP, CLIPConfig
 from proxy_jax.models.layers import Compute
 from proxy_jax.models.llamagen import LlamaGen, LlamaGenConfig
@@ -49,11 +50,17 @@ def gpt() -> LlamaGen:
     return LlamaGen(config, compute=COMPUTE, rngs=nnx.Rngs(0))
 
 
+def chameleon(model, ids, mask):
+    return model.logits(model.hidden_states(model.embed(ids), mask))
+
+
 def cases() -> dict:
     """name -> (make model, function of model and inputs, inputs)."""
     t5 = T5Config(vocab_size=50, d_model=32, d_kv=8, num_heads=4, d_ff=64, num_layers=2, feed_forward_proj="gated-gelu")
     vit = ViTConfig(**VISION, hidden_act="gelu", qkv_bias=True, layer_norm_eps=1e-12)
     clip = CLIPConfig(projection_dim=16, text_config=TEXT | dict(hidden_act="gelu"), vision_config=VISION | dict(hidden_act="gelu"))
+    lumina = ChameleonConfig(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, qk_norm_rows=4)
+    lumina_inputs = (ids(9, 64), np.arange(6) >= np.asarray([0, 2, 5, 6])[:, None])  # the last row has no prompt at all
     vae = AutoencoderKLConfig(block_out_channels=(16, 32), latent_channels=4, layers_per_block=1, norm_num_groups=8)
     vq = VQConfig(ch=32, ch_mult=(1, 2), z_channels=32, codebook_size=64, codebook_embed_dim=8, num_res_blocks=1)
     sd3_inputs, image, rngs = (draws(8, 8, 4), draws(5, 32), draws(32)), draws(16, 16, 3), lambda: nnx.Rngs(0)
@@ -66,11 +73,13 @@ def cases() -> dict:
             sd3_inputs,
         ),
         "llamagen": (gpt, llamagen, gpt_inputs),
+        "chameleon": (lambda: Chameleon(lumina, compute=COMPUTE, rngs=rngs()), chameleon, lumina_inputs),
         "t5": (lambda: T5Encoder(t5, compute=COMPUTE, rngs=rngs()), lambda model, tokens: model(tokens), (ids(9, 50),)),
         "vit": (lambda: ViT(vit, compute=COMPUTE, rngs=rngs()), lambda model, pixels: model(pixels), (image,)),
         "clip": (lambda: CLIP(clip, compute=COMPUTE, rngs=rngs()), lambda m, p, t: (m.image_features(p), m.text_features(t)), (image, ids(12, 50))),
         "vae": (lambda: AutoencoderKL(vae, compute=COMPUTE, rngs=rngs()), lambda m, x: (m.moments(x), m.decode(m.moments(x)[0])), (image,)),
         "vq": (lambda: VQModel(vq, compute=COMPUTE, rngs=rngs()), lambda m, x: (m.latents(x), m.decode(m.encode(x))), (image,)),
+        "chameleon_gradient": (lambda: Chameleon(lumina, compute=COMPUTE, rngs=rngs()), gradient(chameleon), lumina_inputs),
         "llamagen_gradient": (gpt, gradient(llamagen), gpt_inputs),
         "sd3_gradient": (lambda: SD3Transformer(SD3Config(**SD3, num_layers=3), compute=COMPUTE, rngs=rngs()), gradient(sd3), sd3_inputs),
     }

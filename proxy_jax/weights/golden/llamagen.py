@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from proxy_jax.models.llamagen import LlamaGen, LlamaGenConfig, attention_mask
+from proxy_jax.models.decoder import attention_mask
+from proxy_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from proxy_jax.weights import llamagen
 from proxy_jax.weights.golden import Case, Comparison, Describe, Run
 from proxy_jax.weights.hub import config_from
