@@ -80,7 +80,7 @@ def proxy_tuning() -> ConfigDict:
 
 
 def pretraining() -> ConfigDict:
-    """Training a micro checkpoint from nothing on pictures of the micro-world (configs/micro/)."""
+    """The field `pretraining` of the configs that train a micro checkpoint on pictures of the micro-world (configs/micro/)."""
     return ConfigDict(
         dict(
             recipe="vq",  # vq | kl | text_encoders | metrics | probes | supervisor | student
@@ -139,7 +139,6 @@ def get_config() -> ConfigDict:
         )
     )
 
-    config.pretraining = pretraining()
     config.subject_tuning = subject_tuning()
     config.proxy_generation = ConfigDict(
         dict(

@@ -14,6 +14,8 @@ stages, each of which writes into FOLDER/<stage>/:
   proxy_tuning      the autoregressive student learns the proxy set
   evaluation        DINO, CLIP-I and CLIP-T of both; evaluation/report.html
   random_weights    before all of them in configs/smoke.py: tiny random checkpoints, to check the machinery
+  pretraining       configs/micro/: a micro checkpoint trained from nothing
+  experiment        configs/micro/dreambench.py: many runs of the stages compared over subjects
 
 Run the same command again to resume: finished stages are skipped, an interrupted one goes on from its last checkpoint, and one
 whose inputs changed runs anew. Every field of the config can be set; configs/base.py lists them all with what they do.

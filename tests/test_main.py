@@ -112,7 +112,7 @@ def test_a_run_that_cannot_start_ends_with_a_paragraph(tmp_path):
         ([f"--config={SMOKE}", "--workdir=run", "--config.subjct.photos=x"], "no field subjct.photos; the nearest: subject.photos"),
         (
             [f"--config={SMOKE}", "--workdir=run", "--config.training.clip_norm=1"],
-            "the nearest: proxy_tuning.training.clip_norm, subject_tuning.training.clip_norm",
+            "the nearest: proxy_tuning.embedding.clip_norm, proxy_tuning.training.clip_norm, subject_tuning.training.clip_norm",
         ),
         ([f"--config={SMOKE}", "--workdir=run", "--config.zzz=1"], "no field zzz; its top fields: "),
         ([f"--config={SMOKE}", "--workdir=run", "--noconfig.subject.life"], "no field subject.life; the nearest: subject.live"),
@@ -253,7 +253,7 @@ def test_stages_come_from_the_config_or_the_command_line(monkeypatch, tmp_path):
     config = smoke.get_config()
     config.subject.photos = str(ROOT / "configs" / "smoke_photos")
     main.run(config, tmp_path, config.stages)
-    assert ran == list(main.STAGES)
+    assert ran == ["random_weights", "subject_tuning", "proxy_generation", "proxy_tuning", "evaluation"]
     with pytest.raises(StageError, match="no stage to run"):
         main.run(config, tmp_path, [])
 

@@ -21,9 +21,10 @@ def pretraining(recipe: str, model: dict, **training) -> ConfigDict:
     config.stages = ("pretraining",)
     config.compute.dtype = "float32"
     config.compute.remat = "none"
-    config.pretraining.recipe = recipe
     with config.unlocked():
+        config.pretraining = base.pretraining()
         config.pretraining.model = model
+    config.pretraining.recipe = recipe
     config.pretraining.training.update(
         **dict(schedule="cosine", warmup_steps=100, beta2=0.99, weight_decay=0.01, checkpoint_every=200, log_every=50) | training
     )

@@ -18,6 +18,7 @@ from proxy_jax.training import optimizer
 
 TUNINGS = ("subject_tuning", "proxy_tuning")
 WITHOUT_SUBJECT = ("random_weights", "pretraining", "experiment")  # these have none, or many
+NEEDS_FIELD = {"random_weights": "configs/smoke.py", "pretraining": "configs/micro/vq.py"}  # which base.py does not have
 
 # field -> the values it can have; of a tuple, its members
 CHOICES: Mapping[str, Sequence[str]] = {
@@ -116,9 +117,11 @@ def _stages(config: ConfigDict, stages: Sequence[str], known: Sequence[str]) -> 
         ]
     if list(stages) != [name for name in known if name in stages]:
         return [f"the stages {', '.join(stages)} are not in their order, each once: {', '.join(known)}"]
-    if "random_weights" in stages and "random_weights" not in config:
-        return ["the stage random_weights needs a config with a field random_weights, e.g. configs/smoke.py"]
-    return []
+    return [
+        f"the stage {stage} needs a config with a field {stage}, e.g. {example}"
+        for stage, example in NEEDS_FIELD.items()
+        if stage in stages and stage not in config
+    ]
 
 
 def _choices(config: ConfigDict) -> list[str]:
