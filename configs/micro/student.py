@@ -11,7 +11,7 @@ from configs.micro import common
 
 
 def get_config() -> ConfigDict:
-    sizes = dict(dim=192, n_layer=6, n_head=4, vocab_size=4096, caption_dim=128, cls_token_num=common.TEXT_LENGTH, multiple_of=32)
+    sizes = dict(dim=192, n_layer=6, n_head=3, vocab_size=4096, caption_dim=128, cls_token_num=common.TEXT_LENGTH, multiple_of=32)
     config = common.pretraining("student", sizes, steps=9000, batch_size=32, learning_rate=1e-3, warmup_steps=200, beta2=0.95)
     config.pretraining.pictures = 150_000
     common.generators(config)

@@ -232,7 +232,7 @@ def _generator(config: ConfigDict, workdir: Path, learner: Learner) -> dict[str,
     rng = np.random.default_rng([config.seed, 1])
     captions = [vocabulary.with_rare_word(caption, rng) if rng.random() < RARE_WORD_SHARE else caption for caption in world.captions]
     captions = ["" if rng.random() < fields.empty_captions else caption for caption in captions]
-    stage = ConfigDict(dict(mode="full", training=fields.training.to_dict()))
+    stage = ConfigDict(dict(mode="full", training=fields.training.to_dict(), prior=dict(weight=0.0)))
     cache_folder = Path(fields.pictures_cache).expanduser()
     tune(learner, world.pictures, captions, stage=stage, batch_size=64, seed=config.seed, folder=folder, cache=cache_folder)
     for file in (folder / "weights").rglob("*.safetensors"):

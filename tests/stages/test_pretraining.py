@@ -23,8 +23,8 @@ SMALL_VIT = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_
 SMALL_CLIP = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, projection_dim=16)
 # recipe -> changes to the sizes in its config, and steps
 SMALL = {
-    "vq": (dict(ch_mult=(1, 1), z_channels=32, codebook_size=64), 40),
     "kl": (dict(block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2), 40),
+    "vq": (dict(ch_mult=(1, 1), z_channels=32, codebook_size=64), 40),
     "text_encoders": (dict(text_encoder=SMALL_CLIP, text_encoder_2=SMALL_CLIP, text_encoder_3=dict(d_model=32, d_ff=64, num_layers=1, d_kv=8)), 60),
     "metrics": (dict(dino=SMALL_VIT, clip=dict(text_config=SMALL_CLIP, vision_config=SMALL_VIT, projection_dim=16)), 60),
     "probes": (SMALL_VIT, 60),
@@ -54,8 +54,8 @@ def small_config(recipe: str, folder: Path):
     config.pretraining.training.update(steps=steps, batch_size=32, warmup_steps=2, learning_rate=3e-3, checkpoint_every=1000, log_every=1000)
     config.pretraining.unquantised.update(steps=20, batch_size=32, warmup_steps=2, checkpoint_every=1000, log_every=1000)
     vq = str(folder / "vq" / "pretraining" / "weights" / "vq.safetensors")
-    if recipe == "kl":
-        config.pretraining.parts.start = vq
+    if recipe == "vq":
+        config.pretraining.parts.start = str(folder / "kl" / "pretraining" / "weights" / "vae")
     if recipe == "probes":
         config.pretraining.parts.vq = vq
     if recipe == "supervisor":
@@ -143,4 +143,4 @@ def test_the_autoencoder_says_how_its_latents_are_scaled(trained):
     mean = np.asarray(model.moments(pretraining.autoencoders.to_pixels(jnp.asarray(pictures[:128])))[0])
     scaled = np.asarray(model.scale(jnp.asarray(mean)))
     assert abs(scaled.mean()) < 0.1 and abs(scaled.std() - 1) < 0.1
-    assert content["latent_channels"] == 8 and isinstance(model, nnx.Module)
+    assert content["latent_channels"] == 16 and isinstance(model, nnx.Module)
