@@ -35,10 +35,14 @@ def sampling_sigmas(steps: int, shift: float) -> np.ndarray:
 
 
 def dynamic_sigmas(steps: int, image_tokens: int, *, base: tuple[int, float] = (256, 0.5), top: tuple[int, float] = (4096, 1.15)) -> np.ndarray:
-    """FLUX's steps + 1 sigmas: shifted by e^mu, mu linear in the number of image tokens through the points `base` and `top`."""
-    slope = (top[1] - base[1]) / (top[0] - base[0])
-    mu = base[1] + slope * (image_tokens - base[0])
-    return np.append(shift_sigmas(np.linspace(1, 1 / steps, steps), math.exp(mu)), 0.0).astype(np.float32)
+    """FLUX's steps + 1 sigmas, shifted by e^mu with mu = dynamic_mu(image_tokens, base, top)."""
+    shift = math.exp(dynamic_mu(image_tokens, base, top))
+    return np.append(shift_sigmas(np.linspace(1, 1 / steps, steps), shift), 0.0).astype(np.float32)
+
+
+def dynamic_mu(image_tokens: int, base: tuple[int, float], top: tuple[int, float]) -> float:
+    """The line through the points `base` and `top`, each (number of image tokens, mu)."""
+    return base[1] + (top[1] - base[1]) / (top[0] - base[0]) * (image_tokens - base[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +84,25 @@ def draw_sigmas(keys: jax.Array, weighting: Weighting, shift: float) -> jax.Arra
     return table_sigmas(weighting.density(normal, uniform), shift)
 
 
+def table_indices(u: jax.Array) -> jax.Array:
+    """The places in the training table of u in [0, 1]: floor(1000 · u), int32."""
+    return jnp.clip((u * TRAIN_STEPS).astype(jnp.int32), 0, TRAIN_STEPS - 1)
+
+
 def table_sigmas(u: jax.Array, shift: float) -> jax.Array:
-    """The sigmas of the training table at floor(1000 · u)."""
-    return jnp.asarray(training_sigmas(shift))[jnp.clip((u * TRAIN_STEPS).astype(jnp.int32), 0, TRAIN_STEPS - 1)]
+    """The sigmas of the training table there."""
+    return jnp.asarray(training_sigmas(shift))[table_indices(u)]
 
 
 def add_noise(x: jax.Array, noise: jax.Array, sigmas: jax.Array) -> jax.Array:
     """(1 - sigma) · x + sigma · noise with one sigma an example."""
     s = sigmas.reshape(-1, *(1,) * (x.ndim - 1))
     return (1 - s) * x + s * noise
+
+
+def denoised(velocity: jax.Array, noisy: jax.Array, sigmas: jax.Array) -> jax.Array:
+    """The clean latents that a velocity implies, in float32: noisy - sigma · velocity."""
+    return noisy - sigmas.reshape(-1, *(1,) * (noisy.ndim - 1)) * velocity.astype(jnp.float32)
 
 
 def flow_loss(
@@ -98,9 +112,10 @@ def flow_loss(
 
     precondition_outputs: compare the implied clean latents instead (diffusers' default for SD3): a factor sigma² an example.
     """
-    s = sigmas.reshape(-1, *(1,) * (x.ndim - 1))
-    velocity = velocity.astype(jnp.float32)
-    error = add_noise(x, noise, sigmas) - s * velocity - x if precondition_outputs else velocity - (noise - x)
+    if precondition_outputs:
+        error = denoised(velocity, add_noise(x, noise, sigmas), sigmas) - x
+    else:
+        error = velocity.astype(jnp.float32) - (noise - x)
     return weighting.weight(sigmas) * jnp.mean(jnp.square(error), axis=range(1, x.ndim))
 
 

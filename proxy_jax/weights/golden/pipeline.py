@@ -1,7 +1,9 @@
 """Golden cases of what is no single model: schedules, training targets, decoding, cropping, caption cleaning."""
 
+import dataclasses
 import functools
 import json
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from proxy_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from proxy_jax.students.caption_cleaning import clean_caption
 from proxy_jax.students.decoding import Sampling
 from proxy_jax.students.llamagen import generate, left_pad
-from proxy_jax.supervisors import noise
+from proxy_jax.supervisors import diffusion, noise
 from proxy_jax.weights import hub, llamagen
 from proxy_jax.weights.golden import Case, Comparison, Run
 from proxy_jax.weights.table import load
@@ -23,60 +25,135 @@ from proxy_jax.weights.tensors import open_tensors
 
 
 def schedulers(case: Case) -> list[Comparison]:
-    """The flow-matching runs (fm_*): timesteps, sigmas and every latent on the way."""
-    io, config, out = case.io, case.config, []
-    for run in sorted({name.split("/")[0] for name in io if name.startswith("fm_")}):
-        family, steps, *rest = run.removeprefix("fm_").split("_")
-        if family == "flux":
-            c = config["flow_flux"]
-            points = dict(base=(c["base_image_seq_len"], c["base_shift"]), top=(c["max_image_seq_len"], c["max_shift"]))
-            sigmas = noise.dynamic_sigmas(int(steps), int(rest[0].removeprefix("seq")), **points)
-        elif family == "schnell":
-            sigmas = noise.dynamic_sigmas(int(steps), 0, base=(0, 0.0), top=(1, 0.0))
-        else:
-            sigmas = noise.sampling_sigmas(int(steps), config[f"flow_{family}"]["shift"])
-        out.append(Comparison(f"{run}/sigmas", sigmas, io[f"{run}/sigmas"], 1e-5))
-        out.append(Comparison(f"{run}/timesteps", sigmas[:-1] * noise.TRAIN_STEPS, io[f"{run}/timesteps"], 1e-2))
-        path = [io["noise"]]
-        for i in range(int(steps)):
-            path.append(noise.euler(lambda x, t: 0.3 * x - 0.5 * (t[0] / 1000), path[-1], sigmas[i : i + 2]))
-        out.append(Comparison(f"{run}/latents", np.stack(path), io[f"{run}/latents"], 1e-4))
-    return out
+    """Timesteps, sigmas and every latent on the way of the Euler, DDIM and flow-matching runs."""
+    runs = sorted({name.split("/")[0] for name in case.io} - {"noise"})
+    kinds = {"euler": _euler_run, "ddim": _ddim_run, "fm": _flow_run}
+    return [comparison for run in runs for comparison in kinds[run.split("_")[0]](case, run)]
+
+
+def _path(start: np.ndarray, steps: int, step: Callable[[np.ndarray, int], jax.Array]) -> np.ndarray:
+    """`start` and what each step(latents, i) leads to, stacked."""
+    found = [start]
+    for i in range(steps):
+        found.append(np.asarray(step(found[-1], i)))
+    return np.stack(found)
+
+
+def _epsilon(x: jax.Array, t: jax.Array) -> jax.Array:
+    """The case's stand-in for a model that predicts the noise."""
+    return 0.1 * x + 0.02 * jnp.sin(t[0] / 100)
+
+
+def _euler_run(case: Case, run: str) -> list[Comparison]:
+    io, schedule, steps = case.io, hub.config_from(diffusion.Schedule, case.config["euler"]), int(run.removeprefix("euler_"))
+    timesteps, sigmas, scale = schedule.timesteps(steps), schedule.sigmas(steps), schedule.euler_start(steps)
+
+    def step(x: np.ndarray, i: int) -> jax.Array:
+        return diffusion.euler(_epsilon, x, timesteps[i : i + 1], sigmas[i : i + 2], schedule.prediction_type)
+
+    return [
+        Comparison(f"{run}/timesteps", timesteps, io[f"{run}/timesteps"], 0),
+        Comparison(f"{run}/sigmas", sigmas, io[f"{run}/sigmas"], 1e-4),
+        Comparison(f"{run}/init_noise_sigma", np.asarray(scale), io[f"{run}/init_noise_sigma"], 1e-4),
+        Comparison(f"{run}/latents", _path(io["noise"] * np.float32(scale), steps, step), io[f"{run}/latents"], 1e-4 * scale),
+    ]
+
+
+def _ddim_run(case: Case, run: str) -> list[Comparison]:
+    io, schedule, steps = case.io, hub.config_from(diffusion.Schedule, case.config["ddim"]), int(run.removeprefix("ddim_"))
+    timesteps, alphas = schedule.timesteps(steps), schedule.ddim_alphas(steps)
+
+    def step(x: np.ndarray, i: int) -> jax.Array:
+        return diffusion.ddim(_epsilon, x, timesteps[i : i + 1], alphas[i : i + 1], schedule.prediction_type)
+
+    return [
+        Comparison(f"{run}/timesteps", timesteps, io[f"{run}/timesteps"], 0),
+        Comparison(f"{run}/latents", _path(io["noise"], steps, step), io[f"{run}/latents"], 1e-4),
+    ]
+
+
+def _flow_run(case: Case, run: str) -> list[Comparison]:
+    io, config, (family, number, *rest) = case.io, case.config, run.removeprefix("fm_").split("_")
+    steps = int(number)
+    if family == "sd3":
+        sigmas, mu = noise.sampling_sigmas(steps, config["flow_sd3"]["shift"]), 0.0  # no dynamic shift
+    else:
+        c = config["flow_flux"]
+        line = ((c["base_image_seq_len"], c["base_shift"]), (c["max_image_seq_len"], c["max_shift"])) if family == "flux" else ((0, 0.0), (1, 0.0))
+        tokens = int(rest[0].removeprefix("seq")) if family == "flux" else 0
+        sigmas, mu = noise.dynamic_sigmas(steps, tokens, base=line[0], top=line[1]), noise.dynamic_mu(tokens, *line)
+
+    def step(x: np.ndarray, i: int) -> jax.Array:
+        return noise.euler(lambda x, t: 0.3 * x - 0.5 * (t[0] / 1000), x, sigmas[i : i + 2])
+
+    return [
+        Comparison(f"{run}/mu", np.asarray(mu), io[f"{run}/mu"], 1e-6),
+        Comparison(f"{run}/sigmas", sigmas, io[f"{run}/sigmas"], 1e-5),
+        Comparison(f"{run}/timesteps", sigmas[:-1] * noise.TRAIN_STEPS, io[f"{run}/timesteps"], 1e-2),
+        Comparison(f"{run}/latents", _path(io["noise"], steps, step), io[f"{run}/latents"], 1e-4),
+    ]
 
 
 def training_targets(case: Case) -> list[Comparison]:
-    """SD3's and FLUX's noisy latents, weights and losses (the DDPM ones belong to SDXL)."""
+    """What the models of SDXL, SD3 and FLUX regress to: noisy latents, targets, weights and losses."""
     io, config = case.io, case.config
-    x, unit, velocity = io["latents"], io["noise"], io["model_pred"]
-    out = []
-    for family, shift, kind in (("sd3", config["flow"]["shift"], "logit_normal"), ("flux", 1.0, "none")):
-        table = noise.training_sigmas(shift)
-        u = noise.Weighting(kind).density(jnp.asarray(io["z_normal"]), jnp.asarray(io["u_uniform"]))
-        sigmas = noise.table_sigmas(u, shift)
-        expected_table = io[f"{family}_train_sigmas_table"][: noise.TRAIN_STEPS]
-        out += [
-            Comparison(f"{family}_train_sigmas_table", table, expected_table, 1e-6),
-            Comparison(f"{family}_train_timesteps_table", table * noise.TRAIN_STEPS, io[f"{family}_train_timesteps_table"], 1e-3),
-            Comparison(f"{family}_u", u, io[f"{family}_u"], 1e-6),
-            Comparison(f"{family}_sigmas", sigmas, io[f"{family}_sigmas"], 1e-6),
-            Comparison(f"{family}_timesteps", sigmas * noise.TRAIN_STEPS, io[f"{family}_timesteps"], 1e-3),
-            Comparison(f"{family}_noisy", noise.add_noise(x, unit, sigmas), io[f"{family}_noisy"], 1e-5),
-        ]
-        for name in ("logit_normal", "none", "sigma_sqrt", "cosmap"):
-            weight = noise.Weighting(name).weight(sigmas)
-            out.append(Comparison(f"{family}_weight_{name}", weight, io[f"{family}_weight_{name}"], 1e-5, relative=True))
-
-        def loss(precondition: bool, kind=kind, sigmas=sigmas) -> jax.Array:
-            return noise.flow_loss(velocity, x, unit, sigmas, weighting=noise.Weighting(kind), precondition_outputs=precondition)
-
-        out.append(Comparison(f"{family}_loss_velocity", loss(False).mean(), io[f"{family}_loss_velocity"], 1e-5))
-        if family == "sd3":
-            both = loss(True)
-            prior = both[: len(both) // 2].mean() + config["prior_loss_weight"] * both[len(both) // 2 :].mean()
-            out.append(Comparison("sd3_loss_preconditioned", both.mean(), io["sd3_loss_preconditioned"], 1e-5))
-            out.append(Comparison("sd3_loss_prior_preservation", prior, io["sd3_loss_prior_preservation"], 1e-5))
     mode = noise.Weighting("mode", mode_scale=config["sd3"]["mode_scale"]).density(None, jnp.asarray(io["u_uniform"]))
-    return [*out, Comparison("mode_u", mode, io["mode_u"], 1e-6)]
+    found = [*_ddpm_targets(io, config["ddpm"]), Comparison("mode_u", mode, io["mode_u"], 1e-6)]
+    found += _flow_targets(io, "sd3", config["flow"]["shift"], "logit_normal") + _flow_targets(io, "flux", 1.0, "none")
+
+    x, velocity = io["latents"], io["model_pred"]
+    sigmas = noise.table_sigmas(noise.Weighting("logit_normal").density(jnp.asarray(io["z_normal"]), None), config["flow"]["shift"])
+    clean = noise.denoised(velocity, noise.add_noise(x, io["noise"], sigmas), sigmas)
+    losses = noise.flow_loss(velocity, x, io["noise"], sigmas, weighting=noise.Weighting("logit_normal"), precondition_outputs=True)
+    prior = losses[: len(losses) // 2].mean() + config["prior_loss_weight"] * losses[len(losses) // 2 :].mean()
+    return [
+        *found,
+        Comparison("sd3_preconditioned_pred", clean, io["sd3_preconditioned_pred"], 1e-5),
+        Comparison("sd3_loss_preconditioned", losses.mean(), io["sd3_loss_preconditioned"], 1e-5),
+        Comparison("sd3_loss_prior_preservation", prior, io["sd3_loss_prior_preservation"], 1e-5),
+    ]
+
+
+def _ddpm_targets(io: dict[str, np.ndarray], config: dict) -> list[Comparison]:
+    x, unit, prediction = io["latents"], io["noise"], io["model_pred"]
+    table = hub.config_from(diffusion.Schedule, config).alphas_cumprod
+    a = jnp.asarray(table[io["ddpm_timesteps"]])
+
+    def loss(snr_gamma: float) -> jax.Array:
+        return diffusion.diffusion_loss(prediction, x, unit, a, prediction_type="epsilon", snr_gamma=snr_gamma).mean()
+
+    weights = diffusion.min_snr_weight(a, 5.0, "epsilon")
+    return [
+        Comparison("ddpm_alphas_cumprod", table, io["ddpm_alphas_cumprod"], 1e-6),
+        Comparison("ddpm_noisy", diffusion.add_noise(x, unit, a), io["ddpm_noisy"], 1e-5),
+        Comparison("ddpm_target_v", diffusion.target(x, unit, a, "v_prediction"), io["ddpm_target_v"], 1e-5),
+        Comparison("ddpm_snr", diffusion.signal_to_noise(a), io["ddpm_snr"], 1e-4, relative=True),  # 1 - a loses digits where a is near 1
+        Comparison("ddpm_minsnr5_weight_eps", weights, io["ddpm_minsnr5_weight_eps"], 1e-4, relative=True),
+        Comparison("ddpm_mse_eps", loss(0.0), io["ddpm_mse_eps"], 1e-5),
+        Comparison("ddpm_minsnr5_loss_eps", loss(5.0), io["ddpm_minsnr5_loss_eps"], 1e-5),
+    ]
+
+
+def _flow_targets(io: dict[str, np.ndarray], family: str, shift: float, kind: str) -> list[Comparison]:
+    x, unit, velocity = io["latents"], io["noise"], io["model_pred"]
+    table = noise.training_sigmas(shift)
+    u = noise.Weighting(kind).density(jnp.asarray(io["z_normal"]), jnp.asarray(io["u_uniform"]))
+    sigmas = noise.table_sigmas(u, shift)
+    loss = noise.flow_loss(velocity, x, unit, sigmas, weighting=noise.Weighting(kind), precondition_outputs=False).mean()
+    out = [
+        Comparison("train_sigmas_table", table, io[f"{family}_train_sigmas_table"][: noise.TRAIN_STEPS], 1e-6),  # some add a last 0
+        Comparison("train_timesteps_table", table * noise.TRAIN_STEPS, io[f"{family}_train_timesteps_table"], 1e-3),
+        Comparison("u", u, io[f"{family}_u"], 1e-6),
+        Comparison("indices", noise.table_indices(u), io[f"{family}_indices"], 0),
+        Comparison("sigmas", sigmas, io[f"{family}_sigmas"], 1e-6),
+        Comparison("timesteps", sigmas * noise.TRAIN_STEPS, io[f"{family}_timesteps"], 1e-3),
+        Comparison("noisy", noise.add_noise(x, unit, sigmas), io[f"{family}_noisy"], 1e-5),
+        Comparison("loss_velocity", loss, io[f"{family}_loss_velocity"], 1e-5),
+    ]
+    for name in ("logit_normal", "none", "sigma_sqrt", "cosmap"):
+        weight = noise.Weighting(name).weight(sigmas)
+        out.append(Comparison(f"weight_{name}", weight, io[f"{family}_weight_{name}"], 1e-5, relative=True))
+    return [dataclasses.replace(comparison, name=f"{family}_{comparison.name}") for comparison in out]
 
 
 @functools.partial(parameters.jit, static_argnames=("grid", "sampling", "guided_steps"))
