@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "main": {"stages", "pretraining", "supervisors", "students", "metrics", "training", "data"} | BELOW_LEARNERS,
 }
 # Commands stand above every room, as main.py does.
-COMMANDS = {"weights/check.py", "weights/golden/pipeline.py"}
+COMMANDS = {"weights/check.py", "weights/golden/pipeline.py", "weights/golden/lumina.py"}
 
 
 def room_of(file: Path) -> str:

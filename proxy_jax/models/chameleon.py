@@ -13,7 +13,7 @@ from flax import nnx
 
 from proxy_jax.models import decoder
 from proxy_jax.models.decoder import Block, Cache, attention_mask
-from proxy_jax.models.layers import Compute, Dense, Embed, RMSNorm, rotate_halves, stack, tokens
+from proxy_jax.models.layers import Compute, Dense, Embed, RMSNorm, rotate_halves, stack, tokens, with_subjects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +72,16 @@ class Chameleon(nnx.Module):
             return Block(c.hidden_size, c.intermediate_size, c.num_attention_heads, **options, rngs=rngs)
 
         self.token_embed = Embed(c.vocab_size, c.hidden_size, rngs=rngs)
+        self.subject_embed = nnx.data(None)
         self.blocks = stack(block, c.num_hidden_layers, rngs)
         self.norm = RMSNorm(c.hidden_size, eps=c.rms_norm_eps)
         self.head = Dense(c.hidden_size, c.vocab_size, bias=False, axes=("embed", "vocab"), rngs=rngs)
 
-    def embed(self, ids: jax.Array) -> jax.Array:
-        """[batch, length, hidden_size] of token ids [batch, length]."""
-        return tokens(self.token_embed(ids, self.compute.dtype))
+    def embed(self, ids: jax.Array, subject_rows: jax.Array | None = None) -> jax.Array:
+        """[batch, length, hidden_size] of token ids [batch, length]; subject_rows: as in `with_subjects`, where the model has learned any."""
+        x = self.token_embed(ids, self.compute.dtype)
+        learned = self.subject_embed is not None and subject_rows is not None
+        return tokens(with_subjects(x, self.subject_embed, subject_rows) if learned else x)
 
     def rope(self, positions: jax.Array) -> jax.Array:
         """The rotary table of positions [batch, length]."""

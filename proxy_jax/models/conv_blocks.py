@@ -119,11 +119,14 @@ class Middle(nnx.Module):
 class Encoder(nnx.Module):
     """[b, h, w, n_in] -> [b, h/f, w/f, n_out] with f = 2**(levels - 1).
 
-    widths: channels of each level, full resolution first. attention: in the lowest level too, not only in the middle.
+    widths: channels of each level, full resolution first. attention: the levels that have it too, not only the middle (0: full resolution,
+    -1: the lowest).
     """
 
-    def __init__(self, n_in: int, n_out: int, widths: Sequence[int], num_blocks: int, *, groups: int = 32, attention: bool = False, rngs: nnx.Rngs):
-        last = len(widths) - 1
+    def __init__(
+        self, n_in: int, n_out: int, widths: Sequence[int], num_blocks: int, *, groups: int = 32, attention: Sequence[int] = (), rngs: nnx.Rngs
+    ):
+        last, attention = len(widths) - 1, {range(len(widths))[level] for level in attention}
         self.conv_in = Conv(n_in, widths[0], 3, padding=1, rngs=rngs)
         self.levels = nnx.List(
             [
@@ -132,7 +135,7 @@ class Encoder(nnx.Module):
                     width,
                     num_blocks,
                     groups=groups,
-                    attention=attention and i == last,
+                    attention=i in attention,
                     resample=None if i == last else Downsample(width, rngs=rngs),
                     rngs=rngs,
                 )
@@ -156,9 +159,11 @@ class Decoder(nnx.Module):
     widths, attention: as in the Encoder. Each level has num_blocks + 1 residual blocks.
     """
 
-    def __init__(self, n_in: int, n_out: int, widths: Sequence[int], num_blocks: int, *, groups: int = 32, attention: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self, n_in: int, n_out: int, widths: Sequence[int], num_blocks: int, *, groups: int = 32, attention: Sequence[int] = (), rngs: nnx.Rngs
+    ):
+        last, attention = len(widths) - 1, {range(len(widths))[level] for level in attention}
         widths = tuple(reversed(widths))
-        last = len(widths) - 1
         self.conv_in = Conv(n_in, widths[0], 3, padding=1, rngs=rngs)
         self.middle = Middle(widths[0], groups=groups, rngs=rngs)
         self.levels = nnx.List(
@@ -168,7 +173,7 @@ class Decoder(nnx.Module):
                     width,
                     num_blocks + 1,
                     groups=groups,
-                    attention=attention and i == 0,
+                    attention=last - i in attention,
                     resample=None if i == last else Upsample(width, rngs=rngs),
                     rngs=rngs,
                 )

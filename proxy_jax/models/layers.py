@@ -44,6 +44,12 @@ class SubjectEmbed(nnx.Variable):
     """Learned text features of subjects' tokens [pieces, width], trained on their own (Sun et al., arXiv 2504.13162)."""
 
 
+def with_subjects(x: jax.Array, learned: SubjectEmbed, rows: jax.Array) -> jax.Array:
+    """x [batch, length, width] with row r - 1 of `learned` where rows [batch, length] is r > 0."""
+    chosen = learned[...].astype(x.dtype)[jnp.maximum(rows - 1, 0)]
+    return jnp.where(rows[..., None] > 0, chosen, x)
+
+
 class Adapter(nnx.Module):
     """A LoRA of rank r beside a kernel: a maps the input to r channels (with the kernel's window), b maps them to the output."""
 

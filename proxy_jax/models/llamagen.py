@@ -102,11 +102,6 @@ class LlamaGen(nnx.Module):
         x = condition.astype(self.compute.dtype)
         return self.caption_out(jax.nn.gelu(self.caption_in(x), approximate=True))
 
-    def with_subjects(self, caption: jax.Array, subject_rows: jax.Array) -> jax.Array:
-        """T5 features [batch, cls_token_num, caption_dim] with row r - 1 of `subject_embed` where subject_rows [batch, cls_token_num] is r > 0."""
-        learned = self.subject_embed[...].astype(caption.dtype)[jnp.maximum(subject_rows - 1, 0)]
-        return jnp.where(subject_rows[..., None] > 0, learned, caption)
-
     def rope(self, grid: int) -> jax.Array:
         """The rotary table of the whole sequence for a grid × grid image."""
         return rope_table(grid, self.config.head_dim, self.config.cls_token_num, self.config.rope_base)

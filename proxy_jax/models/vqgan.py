@@ -1,4 +1,8 @@
-"""LlamaGen's image tokenizer: images ↔ grids of discrete codes (Sun et al., arXiv 2406.06525; tokenizer/tokenizer_image/vq_model.py)."""
+"""The students' image tokenizers, VQGANs (Esser et al., arXiv 2012.09841): images ↔ grids of discrete codes.
+
+LlamaGen's (Sun et al., arXiv 2406.06525; tokenizer/tokenizer_image/vq_model.py) compares short codes on the unit sphere. Chameleon's (Meta,
+arXiv 2405.09818), which Lumina-mGPT uses, compares long ones as they are, and has attention in the middle alone.
+"""
 
 import dataclasses
 from typing import NamedTuple
@@ -13,7 +17,7 @@ from proxy_jax.models.layers import Compute, Dense
 
 @dataclasses.dataclass(frozen=True)
 class VQConfig:
-    """Field names as in the official ModelArgs, and the Encoder's and Decoder's arguments."""
+    """Field names as in LlamaGen's ModelArgs, and the Encoder's and Decoder's arguments."""
 
     ch_mult: tuple[int, ...]
     ch: int = 128
@@ -24,9 +28,12 @@ class VQConfig:
     codebook_l2_norm: bool = True
     in_channels: int = 3
     out_channels: int = 3
+    attention_levels: tuple[int, ...] = (-1,)  # besides the middle; 0: full resolution, -1: the lowest
+    decoder: bool = True  # False: what encodes alone, as transformers keeps it in its Chameleon
 
     def __post_init__(self):
         object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
+        object.__setattr__(self, "attention_levels", tuple(self.attention_levels))
 
     @property
     def downsample(self) -> int:
@@ -40,6 +47,7 @@ class VQConfig:
 
 
 VARIANTS = {"VQ-16": VQConfig(ch_mult=(1, 1, 2, 2, 4)), "VQ-8": VQConfig(ch_mult=(1, 2, 2, 4))}
+CHAMELEON = VQConfig(ch_mult=(1, 1, 2, 2, 4), codebook_size=8192, codebook_embed_dim=256, codebook_l2_norm=False, attention_levels=())
 
 
 class Quantized(NamedTuple):
@@ -103,11 +111,12 @@ class VQModel(nnx.Module):
     def __init__(self, config: VQConfig, *, compute: Compute = Compute(), rngs: nnx.Rngs):
         self.config, self.compute = config, compute
         c = config
-        self.encoder = Encoder(c.in_channels, c.z_channels, c.widths, c.num_res_blocks, attention=True, rngs=rngs)
+        self.encoder = Encoder(c.in_channels, c.z_channels, c.widths, c.num_res_blocks, attention=c.attention_levels, rngs=rngs)
         self.quant_conv = Dense(c.z_channels, c.codebook_embed_dim, axes=POINTWISE, rngs=rngs)
         self.codebook = Codebook(c.codebook_size, c.codebook_embed_dim, l2_norm=c.codebook_l2_norm, rngs=rngs)
         self.post_quant_conv = Dense(c.codebook_embed_dim, c.z_channels, axes=POINTWISE, rngs=rngs)
-        self.decoder = Decoder(c.z_channels, c.out_channels, c.widths, c.num_res_blocks, attention=True, rngs=rngs)
+        sizes = c.z_channels, c.out_channels, c.widths, c.num_res_blocks
+        self.decoder = Decoder(*sizes, attention=c.attention_levels, rngs=rngs) if c.decoder else None
 
     def latents(self, images: jax.Array) -> jax.Array:
         """What is quantised: [b, h/f, w/f, codebook_embed_dim] of images [b, h, w, in_channels] in [-1, 1], f = config.downsample."""

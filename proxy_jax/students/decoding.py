@@ -31,15 +31,19 @@ def guide(conditional: jax.Array, unconditional: jax.Array, scale: float) -> jax
     return unconditional + scale * (conditional - unconditional)
 
 
+def keep_top_k(logits: jax.Array, top_k: int) -> jax.Array:
+    """Logits [batch, vocab], all but the top_k largest (and ties with the last of them) at -inf; 0 keeps all."""
+    if not 0 < top_k < logits.shape[-1]:
+        return logits
+    return jnp.where(logits < jax.lax.top_k(logits, top_k)[0][:, -1:], -jnp.inf, logits)
+
+
 def filter_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
     """Logits [batch, vocab] at the temperature, those outside the top k and the top-p nucleus at -inf.
 
     Ties with the k-th largest are kept. The nucleus is the smallest set of most likely tokens whose probability reaches top_p.
     """
-    logits = logits.astype(jnp.float32) / sampling.temperature
-    if 0 < sampling.top_k < logits.shape[-1]:
-        threshold = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
-        logits = jnp.where(logits < threshold, -jnp.inf, logits)
+    logits = keep_top_k(logits.astype(jnp.float32) / sampling.temperature, sampling.top_k)
     if sampling.top_p < 1:
         ordered = jnp.sort(logits, axis=-1, descending=True)
         probabilities = jax.nn.softmax(ordered, axis=-1)
@@ -69,22 +73,26 @@ def decode(
     indices: jax.Array,
     sampling: Sampling,
     collect_logits: bool = False,
+    constrain: Callable[[jax.Array, jax.Array | int], jax.Array] = lambda logits, position: logits,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Draws tokens [batch, num_tokens] (and, if asked for, the logits [batch, num_tokens, vocab] they were drawn from).
 
     prefill() gives the logits [batch, vocab] of the first token and a cache; extend(tokens [batch], position, cache) those of
     token position + 1 and the cache with the token in it. Guidance is theirs: they return guided logits.
+    constrain(logits, position): the logits with those of tokens that cannot stand at a position at -inf.
     """
 
     def step(carry, position):
         logits, cache = carry
+        logits = constrain(logits, position)
         token = choose(logits, seed, indices, position, sampling)
         return extend(token, position, cache), (token, logits if collect_logits else None)
 
     # The last token needs no forward pass after it, so it is drawn outside of the loop.
-    carry, (tokens, logits) = jax.lax.scan(step, prefill(), jnp.arange(num_tokens - 1))
-    last = choose(carry[0], seed, indices, num_tokens - 1, sampling)
+    (last_logits, _), (tokens, logits) = jax.lax.scan(step, prefill(), jnp.arange(num_tokens - 1))
+    last_logits = constrain(last_logits, num_tokens - 1)
+    last = choose(last_logits, seed, indices, num_tokens - 1, sampling)
     tokens = jnp.concatenate([tokens.swapaxes(0, 1), last[:, None]], axis=1)
     if collect_logits:
-        logits = jnp.concatenate([logits.swapaxes(0, 1), carry[0][:, None]], axis=1)
+        logits = jnp.concatenate([logits.swapaxes(0, 1), last_logits[:, None]], axis=1)
     return tokens, logits

@@ -12,25 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
-from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
 from proxy_jax import sharding
 from proxy_jax.models import parameters
 from proxy_jax.models.decoder import attention_mask
-from proxy_jax.models.layers import Compute, SubjectEmbed, split_keys
+from proxy_jax.models.layers import Compute, split_keys, with_subjects
 from proxy_jax.models.llamagen import LlamaGen
 from proxy_jax.models.t5 import T5Config, T5Encoder
 from proxy_jax.models.vqgan import VQConfig, VQModel
+from proxy_jax.students import subjects, vq
 from proxy_jax.students.caption_cleaning import clean_caption
 from proxy_jax.students.decoding import Sampling, decode, guide
 from proxy_jax.students.next_token import next_token_loss
 from proxy_jax.weights import hub, t5, vqgan
 from proxy_jax.weights import llamagen as weights
 from proxy_jax.weights.table import Table, load, save
-from proxy_jax.weights.tensors import open_tensors, write_safetensors
-
-EMBED_FILE = "subject_embed.safetensors"
+from proxy_jax.weights.tensors import open_tensors
 
 
 def left_pad(features: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -42,33 +40,9 @@ def left_pad(features: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.nda
     return out, mask[:, ::-1].copy()
 
 
-def subject_rows(ids: np.ndarray, pieces: Sequence[Sequence[int]]) -> np.ndarray:
-    """1, 2, ... [n, length] where the pieces of the first token stand in `ids` [n, length], the next numbers for the next token's; else 0."""
-    rows, first = np.zeros(ids.shape, np.int32), 1
-    for piece in pieces:
-        windows = np.lib.stride_tricks.sliding_window_view(ids, len(piece), axis=1)
-        for row, start in np.argwhere((windows == np.asarray(piece)).all(-1)):
-            rows[row, start : start + len(piece)] = np.arange(first, first + len(piece))
-        first += len(piece)
-    return rows
-
-
 @parameters.jit
 def _encode_text(encoder: T5Encoder, ids: jax.Array, mask: jax.Array) -> jax.Array:
     return encoder(ids, mask).astype(jnp.float32)
-
-
-@parameters.jit
-def _encode_images(vq: VQModel, images: jax.Array) -> jax.Array:
-    with jax.default_matmul_precision("highest"):  # accelerators round float32 products otherwise, and codes flip
-        return vq.encode(images.astype(jnp.float32) / 127.5 - 1)
-
-
-@parameters.jit
-def _decode_tokens(vq: VQModel, tokens: jax.Array) -> jax.Array:
-    with jax.default_matmul_precision("highest"):
-        pixels = jnp.clip(vq.decode(tokens).astype(jnp.float32), -1, 1)
-    return jnp.round((pixels + 1) * 127.5).astype(jnp.uint8)
 
 
 def generate(
@@ -123,16 +97,12 @@ def generate(
 
 def caption_of(model: LlamaGen, text: Mapping[str, jax.Array]) -> jax.Array:
     """The T5 features in the text columns of a batch, with the learned ones of the subjects' tokens where the model has such."""
-    return text["caption"] if model.subject_embed is None else model.with_subjects(text["caption"], text["subject_rows"])
+    return text["caption"] if model.subject_embed is None else with_subjects(text["caption"], model.subject_embed, text["subject_rows"])
 
 
 @functools.partial(parameters.jit, static_argnames=("grid", "sampling"))
 def _generate(model: LlamaGen, text: Mapping[str, jax.Array], seed: jax.Array, indices: jax.Array, *, grid: int, sampling: Sampling):
     return generate(model, caption_of(model, text), text["caption_mask"], seed, indices, grid=grid, sampling=sampling)[0]
-
-
-def _attach(model: LlamaGen, features: np.ndarray) -> None:
-    model.subject_embed = SubjectEmbed(jnp.asarray(features, jnp.float32), axes=("position", "embed"))
 
 
 @dataclasses.dataclass
@@ -183,7 +153,7 @@ class LlamaGenStudent:
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """caption [n, slots, caption_dim] (float32, valid rows last) and caption_mask [n, slots] of cleaned prompts.
 
-        With `tokens` also subject_rows [n, slots], see `subject_rows`.
+        With `tokens` also subject_rows [n, slots], see `subjects.subject_rows`.
         """
         tokenizer = AutoTokenizer.from_pretrained(self.text_encoder)
         dtype = self.compute.dtype
@@ -197,7 +167,7 @@ class LlamaGenStudent:
         caption, mask = left_pad(features, batch["attention_mask"])
         if not self.tokens:
             return {"caption": caption, "caption_mask": mask}
-        rows, _ = left_pad(subject_rows(batch["input_ids"], list(self.pieces.values())), batch["attention_mask"])
+        rows, _ = left_pad(subjects.subject_rows(batch["input_ids"], self.pieces), batch["attention_mask"])
         return {"caption": caption, "caption_mask": mask, "subject_rows": rows}
 
     @functools.cached_property
@@ -208,7 +178,7 @@ class LlamaGenStudent:
 
     def encode_images(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """tokens [n, grid²] int32 in raster order of images [n, resolution, resolution, 3] uint8."""
-        indices = sharding.to_host(_encode_images(self.tokenizer, sharding.put_batch(images, sharding.current())))
+        indices = sharding.to_host(vq.encode(self.tokenizer, sharding.put_batch(images, sharding.current())))
         return {"tokens": indices.reshape(len(images), -1).astype(np.int32)}
 
     @functools.cached_property
@@ -229,8 +199,7 @@ class LlamaGenStudent:
             lambda: LlamaGen(self.config, compute=self.compute, rngs=nnx.Rngs(0)), self.table, open_tensors(file), dtype_of=dtype_of, source=str(file)
         )
         if tuned is not None and self.tokens:
-            learned = load_file(tuned / EMBED_FILE)
-            _attach(model, np.concatenate([learned[token] for token in self.tokens]))
+            subjects.load(model, self.pieces, tuned)
         return model
 
     def save_model(self, model: LlamaGen, folder: Path) -> None:
@@ -241,20 +210,14 @@ class LlamaGenStudent:
         save(model, self.table, folder / "gpt.safetensors")
         hub.write_json(folder / "gpt.json", dataclasses.asdict(self.config))
         if self.tokens:
-            ends = np.cumsum([len(pieces) for pieces in self.pieces.values()])
-            parts = np.split(np.asarray(model.subject_embed[...]), ends[:-1])
-            write_safetensors(dict(zip(self.tokens, parts, strict=True)), folder / EMBED_FILE, {"format": "pt"})
+            subjects.save(model, self.pieces, folder)
 
     def learn_subjects(self, model: LlamaGen, text: Mapping[str, np.ndarray]) -> None:
         """Puts features of `tokens` to learn on the model: at first T5's own for each piece, averaged over the prompts in the columns `text`.
 
         Raises ValueError if a token stands in none of them.
         """
-        numbers = np.arange(1, 1 + sum(len(pieces) for pieces in self.pieces.values()))
-        missing = set(numbers) - set(np.unique(text["subject_rows"]))
-        if missing:
-            raise ValueError(f"no prompt holds all of the tokens {self.tokens}")
-        _attach(model, np.stack([text["caption"][text["subject_rows"] == number].mean(0) for number in numbers]))
+        subjects.start(model, self.pieces, text["subject_rows"], text["caption"])
 
     def loss(self, model: LlamaGen, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
         """Mean next-token cross entropy of each picture [batch]; batch: tokens, caption, caption_mask, row_index (of the randomness)."""
@@ -290,7 +253,7 @@ class LlamaGenStudent:
         grid = self.resolution // self.vq_config.downsample
         text, indices = sharding.put_batch((dict(text), np.asarray(indices, np.int32)), mesh)
         tokens = _generate(model, text, jax.random.key(seed), indices, grid=grid, sampling=Sampling(**options))
-        return sharding.to_host(_decode_tokens(self.tokenizer, tokens.reshape(-1, grid, grid)))
+        return sharding.to_host(vq.decode(self.tokenizer, tokens.reshape(-1, grid, grid)))
 
 
 def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Callable[[str], Path], tokens: Sequence[str]) -> LlamaGenStudent:

@@ -11,10 +11,11 @@ from proxy_jax.models.layers import Dense
 CHUNK_ELEMENTS = 1 << 25  # logits in flight at a time: 128 MiB in float32
 
 
-def next_token_loss(hidden: jax.Array, head: Dense, targets: jax.Array, chunk: int | None = None) -> jax.Array:
+def next_token_loss(hidden: jax.Array, head: Dense, targets: jax.Array, chunk: int | None = None, *, z_loss: float = 0.0) -> jax.Array:
     """Cross entropy of targets [batch, length] under head(hidden [batch, length, dim]), in float32: [batch, length].
 
     The positions run in chunks whose logits are made anew in the backward pass, so memory does not grow with length × vocabulary.
+    z_loss: the weight of the squared logarithm of the softmax's normaliser, which is added to each position's.
     chunk: positions at a time; None: as many as 128 MiB of logits allow.
     """
     batch, length, _ = hidden.shape
@@ -31,7 +32,8 @@ def next_token_loss(hidden: jax.Array, head: Dense, targets: jax.Array, chunk: i
     def losses(hidden: jax.Array, labels: jax.Array) -> jax.Array:
         logits = head(hidden).astype(jnp.float32)
         picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits, axis=-1) - picked
+        partition = jax.nn.logsumexp(logits, axis=-1)
+        return partition - picked + z_loss * jnp.square(partition)
 
     pieces = (rearrange(hidden, "b (n c) d -> n b c d", c=chunk), rearrange(labels, "b (n c) -> n b c", c=chunk))
     _, out = jax.lax.scan(lambda carry, piece: (carry, losses(*piece)), None, pieces)

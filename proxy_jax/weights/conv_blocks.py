@@ -35,16 +35,20 @@ def middle(names: tuple[str, str, str], ours: str, attention: Callable[[str, str
     ]
 
 
-def levels(block: str, resample: str, ours: str, widths: Sequence[int], num_blocks: int, *, shortcut: str) -> list[Entry]:
+def levels(
+    block: str, resample: str, ours: str, widths: Sequence[int], num_blocks: int, *, shortcut: str, numbers: Sequence[int] | None = None
+) -> list[Entry]:
     """The residual blocks and resampling of every level, without their attention.
 
-    block, resample: official names with "{i}" for the level and, in block, "{j}" for the block. widths: in our levels' order.
+    block, resample: official names with "{i}" for the level and, in block, "{j}" for the block. widths: in our levels' order. numbers: the
+    official ones of our levels; None: the same as ours.
     """
     entries = []
     for i, width in enumerate(widths):
+        number = i if numbers is None else numbers[i]
         for j in range(num_blocks):
             changes = j == 0 and i > 0 and width != widths[i - 1]
-            entries += resnet(block.format(i=i, j=j), f"{ours}.{i}.blocks.{j}", shortcut=shortcut if changes else None)
+            entries += resnet(block.format(i=number, j=j), f"{ours}.{i}.blocks.{j}", shortcut=shortcut if changes else None)
         if i < len(widths) - 1:
-            entries += conv(resample.format(i=i), f"{ours}.{i}.resample.conv")
+            entries += conv(resample.format(i=number), f"{ours}.{i}.resample.conv")
     return entries

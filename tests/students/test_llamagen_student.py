@@ -12,8 +12,9 @@ from proxy_jax.models import parameters
 from proxy_jax.models.layers import Compute, SubjectEmbed
 from proxy_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from proxy_jax.students.decoding import Sampling, guide
-from proxy_jax.students.llamagen import LlamaGenStudent, caption_of, generate, left_pad, subject_rows
+from proxy_jax.students.llamagen import LlamaGenStudent, caption_of, generate, left_pad
 from proxy_jax.students.next_token import next_token_loss
+from proxy_jax.students.subjects import subject_rows
 
 GRID, SLOTS = 3, 6
 CONFIG = LlamaGenConfig(dim=32, n_layer=2, n_head=4, vocab_size=40, caption_dim=16, cls_token_num=SLOTS, multiple_of=16)
@@ -51,8 +52,8 @@ def test_left_pad_puts_valid_rows_last():
 
 def test_subject_rows_number_the_pieces_of_each_token():
     ids = np.asarray([[3, 7, 5, 7, 9, 1], [7, 5, 3, 7, 1, 0], [7, 7, 7, 5, 5, 7]])
-    np.testing.assert_array_equal(subject_rows(ids, [[7, 5], [9]]), [[0, 1, 2, 0, 3, 0], [1, 2, 0, 0, 0, 0], [0, 0, 1, 2, 0, 0]])
-    assert not subject_rows(ids, [[7, 5, 9]]).any() and not subject_rows(ids, []).any()
+    np.testing.assert_array_equal(subject_rows(ids, {"a": [7, 5], "b": [9]}), [[0, 1, 2, 0, 3, 0], [1, 2, 0, 0, 0, 0], [0, 0, 1, 2, 0, 0]])
+    assert not subject_rows(ids, {"a": [7, 5, 9]}).any() and not subject_rows(ids, {}).any()
 
 
 def test_learned_features_stand_in_their_places_only(model, captions):
