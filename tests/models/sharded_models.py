@@ -15,6 +15,7 @@ from proxy_jax.models import parameters
 from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from proxy_jax.models.chameleon import Chameleon, ChameleonConfig
 from proxy_jax.models.clip import CLIP, CLIPConfig
+from proxy_jax.models.flux import FluxConfig, FluxTransformer
 from proxy_jax.models.layers import Compute
 from proxy_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from proxy_jax.models.mmdit import SD3Config, SD3Transformer
@@ -39,6 +40,16 @@ def ids(length: int, top: int) -> np.ndarray:
 
 def sd3(model, latents, text, pooled):
     return model(latents, jnp.asarray([10.0, 200.0, 500.0, 990.0]), text, pooled)
+
+
+def flux(model, latents, text, pooled):
+    return model(latents, jnp.asarray([10.0, 200.0, 500.0, 990.0]), text, pooled, jnp.asarray([1.0, 2.0, 3.5, 7.0]))
+
+
+def flux_model() -> FluxTransformer:
+    sizes = dict(num_layers=2, num_single_layers=2, num_attention_heads=4, attention_head_dim=16, axes_dims_rope=(4, 4, 8))
+    config = FluxConfig(**sizes, joint_attention_dim=32, pooled_projection_dim=32, in_channels=16, guidance_embeds=True)
+    return FluxTransformer(config, compute=COMPUTE, rngs=nnx.Rngs(0))
 
 
 def llamagen(model, caption, mask, image_tokens):
@@ -72,6 +83,7 @@ def cases() -> dict:
             sd3,
             sd3_inputs,
         ),
+        "flux": (flux_model, flux, sd3_inputs),
         "llamagen": (gpt, llamagen, gpt_inputs),
         "chameleon": (lambda: Chameleon(lumina, compute=COMPUTE, rngs=rngs()), chameleon, lumina_inputs),
         "t5": (lambda: T5Encoder(t5, compute=COMPUTE, rngs=rngs()), lambda model, tokens: model(tokens), (ids(9, 50),)),
@@ -81,6 +93,7 @@ def cases() -> dict:
         "vq": (lambda: VQModel(vq, compute=COMPUTE, rngs=rngs()), lambda m, x: (m.latents(x), m.decode(m.encode(x))), (image,)),
         "chameleon_gradient": (lambda: Chameleon(lumina, compute=COMPUTE, rngs=rngs()), gradient(chameleon), lumina_inputs),
         "llamagen_gradient": (gpt, gradient(llamagen), gpt_inputs),
+        "flux_gradient": (flux_model, gradient(flux), sd3_inputs),
         "sd3_gradient": (lambda: SD3Transformer(SD3Config(**SD3, num_layers=3), compute=COMPUTE, rngs=rngs()), gradient(sd3), sd3_inputs),
     }
 

@@ -24,7 +24,8 @@ def errors() -> dict[str, float]:
     return json.loads(out.stdout.strip().splitlines()[-1])
 
 
-NAMES = ["sd3", "sd35", "llamagen", "chameleon", "t5", "vit", "clip", "vae", "vq", "llamagen_gradient", "chameleon_gradient", "sd3_gradient"]
+NAMES = ["sd3", "sd35", "flux", "llamagen", "chameleon", "t5", "vit", "clip", "vae", "vq"]
+NAMES += ["llamagen_gradient", "chameleon_gradient", "sd3_gradient", "flux_gradient"]
 
 
 @pytest.mark.parametrize("name", NAMES)

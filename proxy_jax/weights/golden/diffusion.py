@@ -6,10 +6,11 @@ import numpy as np
 from flax import nnx
 
 from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from proxy_jax.models.flux import FluxConfig, FluxTransformer, pack, rope_table
 from proxy_jax.models.mmdit import SD3Config, SD3Transformer
 from proxy_jax.models.unet import UNet, UNetConfig
 from proxy_jax.models.vqgan import VQConfig, VQModel
-from proxy_jax.weights import autoencoder_kl, mmdit, unet, vqgan
+from proxy_jax.weights import autoencoder_kl, flux, mmdit, unet, vqgan
 from proxy_jax.weights.golden import Case, Comparison, Describe, Run
 from proxy_jax.weights.hub import config_from
 from proxy_jax.weights.table import load
@@ -53,6 +54,25 @@ def sdxl_unet(case: Case) -> list[Comparison]:
         *(Comparison(name, np.asarray(ours), io[name], TRANSFORMER_TOLERANCE) for name, ours in embedded.items()),
         Comparison("output", nchw(output), io["output"], UNET_TOLERANCE),
     ]
+
+
+def flux_transformer(case: Case) -> list[Comparison]:
+    """FLUX.1: patches, rotary tables, the embedded timesteps, guidance and pooled text, and velocity."""
+    config, io = config_from(FluxConfig, case.config), case.io
+    model = load(lambda: FluxTransformer(config, rngs=nnx.Rngs(0)), flux.table(config), open_tensors(case.weights), source=str(case.weights))
+    # The official timesteps are in 0..1; a model without guidance_embeds has no guidance.
+    latents, timesteps, pooled, guidance = nhwc(io["latents"]), 1000 * io["timestep"], io["pooled_projections"], io.get("guidance")
+    rope = rope_table(config, len(io["txt_ids"]), *(size // 2 for size in latents.shape[1:3])).repeat(2, axis=1)
+    velocity = jax.jit(FluxTransformer.__call__)(model, latents, timesteps, io["encoder_hidden_states"], pooled, guidance)
+    outputs = {
+        "packed": pack(latents),
+        "rope_cos": rope[..., 0],
+        "rope_sin": rope[..., 1],
+        "temb": model.embed_vec(timesteps, guidance, pooled),
+        "output_packed": pack(velocity),
+        "output_unpacked": nchw(velocity),
+    }
+    return [Comparison(name, np.asarray(ours), io[name], TRANSFORMER_TOLERANCE) for name, ours in outputs.items()]
 
 
 def autoencoder_kl_case(case: Case) -> list[Comparison]:
@@ -108,6 +128,7 @@ KINDS: dict[str, Run] = {
     "sd3_transformer": sd3_transformer,
     "sd35_transformer": sd3_transformer,
     "sdxl_unet": sdxl_unet,
+    "flux_transformer": flux_transformer,
     "autoencoder_kl": autoencoder_kl_case,
     "autoencoder_kl_noquant": autoencoder_kl_case,
     "llamagen_vq": llamagen_vq,
@@ -127,6 +148,7 @@ def _describe(model_class: type, config_class: type, table) -> Describe:
 MANIFESTS: dict[str, Describe] = {
     r"sd3.*_transformer": _describe(SD3Transformer, SD3Config, mmdit.table),
     r"sdxl_.*unet": _describe(UNet, UNetConfig, unet.table),
+    r"flux1_.*transformer": _describe(FluxTransformer, FluxConfig, flux.table),
     r"(sd3|sdxl)_vae": _describe(AutoencoderKL, AutoencoderKLConfig, autoencoder_kl.table),
     r"llamagen_vq(16|8)": _describe(VQModel, VQConfig, vqgan.table),
 }
