@@ -3,8 +3,8 @@
     python -m proxy_jax.main --config configs/micro/dreambench.py --workdir runs/micro/dreambench            nine subjects (paper9)
     python -m proxy_jax.main --config configs/micro/dreambench.py:dreambench30 --workdir runs/micro/dreambench
 
-Hardware: 2 CPU cores, about half an hour a subject. Finished runs are kept as small files in docs/weak_to_strong; docs/weak_to_strong.md
-tells what came out.
+Hardware: 2 CPU cores, about half an hour a subject. Finished runs are kept as small files in docs/weak_to_strong/results; tables and figures
+are written into docs/weak_to_strong/PROTOCOL too, and docs/weak_to_strong.md tells what came out.
 """
 
 from ml_collections import ConfigDict
@@ -25,6 +25,8 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
     config = common.main_job(next(iter(PROTOCOLS[protocol])))
     config.stages = ("experiment",)
     config.proxy_generation.num_images = 1000
+    # Every arm has the same prior batches, but for those without: of the student drawn as it is evaluated, as many as the supervisor's.
+    config.proxy_tuning.prior.update(weight=1.0, num_images=64, guidance_scale=3.0, top_k=0)
     whole = dict(mode="full", training=dict(learning_rate=1e-4))
     arms = dict(
         proxy=arm(),
@@ -43,8 +45,11 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
     config.experiment.update(
         subjects=PROTOCOLS[protocol],
         photos=f"{common.CHECKPOINTS}/dreambench",
-        results="docs/weak_to_strong",
+        results="docs/weak_to_strong/results",
+        document=f"docs/weak_to_strong/{protocol}",
         together=3,
         tokens=RARE_WORDS[1:],
+        baselines=tuple(name for name in arms if name.startswith("direct_")),
+        account_arms=("proxy", "diffusion_on_proxies"),
     )
     return config

@@ -24,6 +24,12 @@ Read = Mapping[str, Sequence[str]]  # attribute -> its value in each picture, as
 RESAMPLED = 2000  # times, for the interval of a line
 
 
+def _from_dict(kind: type, content: Mapping[str, Any]) -> Any:
+    """A dataclass whose fields are plain values or dataclasses, from dataclasses.asdict of it."""
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
+    return kind(**{name: _from_dict(types[name], value) if isinstance(value, Mapping) else value for name, value in content.items()})
+
+
 @dataclasses.dataclass(frozen=True)
 class Rate:
     """A share of n pictures with its 95 % interval (Wilson)."""
@@ -83,6 +89,11 @@ class AttributeAccount:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and dicts, ready for JSON."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "AttributeAccount":
+        """What `to_dict` gave."""
+        return _from_dict(cls, content)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,6 +348,11 @@ class TokenAccount:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and dicts, ready for JSON."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "TokenAccount":
+        """What `to_dict` gave."""
+        return _from_dict(cls, content)
 
 
 @dataclasses.dataclass(frozen=True)

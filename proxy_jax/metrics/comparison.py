@@ -1,21 +1,42 @@
-"""Arms compared over subjects: means with intervals, and what each arm gains on a reference, subject by subject."""
+"""Arms compared over subjects: means with intervals, what an arm gains on another subject by subject, and the account of weak-to-strong.
 
+Every interval is a 95 % one over subjects (scores.interval). A gain's interval is that of the differences on the same subject, so what
+makes a subject easy or hard for all arms does not widen it. An arm beats each of several others where each of those intervals lies
+above 0: as all must, testing several needs no correction.
+"""
+
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from proxy_jax.metrics import account
+from proxy_jax.metrics.account import AttributeAccount, TokenAccount
 from proxy_jax.metrics.scores import interval
 
+Row = Mapping[str, Any]
+Table = Mapping[str, Mapping[str, Row]]  # arm -> subject -> row
+NONE = "–"
+PLACES = ("inside", "outside")
+TOKEN_MEASURES = {
+    "deviation": "deviation",
+    "systematic": "systematic",
+    "scattered": "scattered",
+    "beyond": "beyond the threshold",
+    "entropy": "entropy (bits)",
+    "truth_entropy": "entropy of the truth (bits)",
+}
 
-def compare(rows: Sequence[Mapping[str, Any]], scores: Sequence[str], *, reference: str) -> dict[str, Any]:
+
+def compare(rows: Sequence[Row], scores: Sequence[str], *, reference: str, arm: str = "", against: Sequence[str] = ()) -> dict[str, Any]:
     """A JSON-able table of rows {"subject", "arm", <score>: number or None}: for each arm (in order of appearance) and score the mean,
-    the half width of its 95 % interval over subjects, and against the `reference` arm, over the subjects both have, the mean
-    difference, its interval and the number of subjects on which the arm is higher.
+    the half width of its interval, and its gain on the arm `reference`; "contrasts" has the gains of `arm` on each arm in `against`.
 
+    A gain is over the subjects that both have: the mean difference, its interval and the number of subjects on which the arm is higher.
     A score that a subject's row lacks (None) is left out of that arm's figures. Raises ValueError if an arm has a subject twice.
     """
-    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    found: dict[str, dict[str, Row]] = {}
     for row in rows:
         own = found.setdefault(row["arm"], {})
         if row["subject"] in own:
@@ -25,48 +46,131 @@ def compare(rows: Sequence[Mapping[str, Any]], scores: Sequence[str], *, referen
         "reference": reference,
         "subjects": list(dict.fromkeys(row["subject"] for row in rows)),
         "arms": [
-            {"arm": arm, "subjects": len(own), "scores": {score: _figures(score, own, found.get(reference, {})) for score in scores}}
-            for arm, own in found.items()
+            {"arm": name, "subjects": len(own), "scores": {score: _figures(found, name, reference, score) for score in scores}}
+            for name, own in found.items()
         ],
+        "contrasts": [{"arm": arm, "against": other, "scores": {score: _gain(found, arm, other, score) for score in scores}} for other in against],
     }
 
 
-def _figures(score: str, own: Mapping[str, Mapping], reference: Mapping[str, Mapping]) -> dict[str, Any] | None:
-    values = {subject: row[score] for subject, row in own.items() if row[score] is not None}
-    if not values:
-        return None
-    mean = interval(list(values.values()))
-    figures = {"mean": mean.mean, "half_width": mean.half_width, "n": mean.n}
-    gains = [value - reference[subject][score] for subject, value in values.items() if subject in reference and reference[subject][score] is not None]
-    if not gains:
-        return figures | {"gain": None}
-    gain = interval(gains)
-    return figures | {"gain": {"mean": gain.mean, "half_width": gain.half_width, "n": gain.n, "wins": int(np.sum(np.asarray(gains) > 0))}}
+def _values(table: Table, arm: str, score: str) -> dict[str, float]:
+    return {subject: row[score] for subject, row in table[arm].items() if row[score] is not None} if arm in table else {}
+
+
+def _figures(table: Table, arm: str, reference: str, score: str) -> dict[str, Any] | None:
+    values = list(_values(table, arm, score).values())
+    return dataclasses.asdict(interval(values)) | {"gain": _gain(table, arm, reference, score)} if values else None
+
+
+def _gain(table: Table, arm: str, other: str, score: str) -> dict[str, Any] | None:
+    ours, theirs = _values(table, arm, score), _values(table, other, score)
+    gains = [value - theirs[subject] for subject, value in ours.items() if subject in theirs]
+    return dataclasses.asdict(interval(gains)) | {"wins": int(np.sum(np.asarray(gains) > 0))} if gains else None
+
+
+def accounts(results: Sequence[Mapping[str, Any]], arms: Sequence[str], most_misread: float) -> dict[str, Any]:
+    """The accounts of several subjects in one JSON-able summary.
+
+    results: a subject each, {"pictures", "floor": place -> deviation of the photos' tokens, "arms": arm -> {"attributes": AttributeAccounts
+    as dicts, "tokens": a TokenAccount as one}}. most_misread: of account.summarise_attributes, for its line and means.
+    Of each of `arms`: both summaries, and the points of the line. Of each but the first also "first_less_own": the same figures with this
+    arm in the supervisor's place and the first in the student's, whose difference says what is the first arm's own.
+    """
+    found: list[dict[str, Any]] = []
+    firsts: tuple[list[AttributeAccount], list[TokenAccount]] | None = None
+    for arm in arms:
+        attributes = [AttributeAccount.from_dict(content) for result in results for content in result["arms"][arm]["attributes"]]
+        tokens = [TokenAccount.from_dict(result["arms"][arm]["tokens"]) for result in results]
+        found.append({"arm": arm, "points": [_point(own, most_misread) for own in attributes]} | _summaries(attributes, tokens, most_misread))
+        if firsts is None:
+            firsts = attributes, tokens
+            continue
+        ours = [dataclasses.replace(first, supervisor=own.student) for first, own in zip(firsts[0], attributes, strict=True)]
+        places = [{f"supervisor_{place}": getattr(own, f"student_{place}") for place in PLACES} for own in tokens]
+        theirs = [dataclasses.replace(first, **place) for first, place in zip(firsts[1], places, strict=True)]
+        found[-1]["first_less_own"] = _measures(_summaries(ours, theirs, most_misread))
+    floor = {place: dataclasses.asdict(interval([result["floor"][place] for result in results])) for place in PLACES}
+    return {"pictures": min(result["pictures"] for result in results), "most_misread": most_misread, "floor": floor, "arms": found}
+
+
+def _summaries(attributes: Sequence[AttributeAccount], tokens: Sequence[TokenAccount], most_misread: float) -> dict[str, Any]:
+    return {"attributes": account.summarise_attributes(attributes, most_misread).to_dict(), "tokens": account.summarise_tokens(tokens).to_dict()}
+
+
+def _point(found: AttributeAccount, most_misread: float) -> dict[str, Any]:
+    sides = {"supervisor": found.supervisor.wrong.rate, "student": found.student.wrong.rate}
+    return {"subject": found.subject, "attribute": found.attribute, "left_out": (found.misread or 0.0) > most_misread} | sides
+
+
+def _measures(summaries: Mapping[str, Any]) -> dict[str, Any]:
+    """What both sides have, by name: figures of supervisor, student and difference."""
+    attributes, tokens = summaries["attributes"], summaries["tokens"]
+    found = {
+        "attributes: wrong": attributes["error"],
+        "attributes: systematic": attributes["systematic"],
+        "attributes: scattered": attributes["scattered"],
+    }
+    for place in PLACES:
+        found |= {f"tokens {place}: {label}": tokens[place][name] for name, label in TOKEN_MEASURES.items()}
+    return found
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """The table as Markdown: mean ± half width; below it what each arm gains on the reference, with the subjects won."""
+    """The tables as Markdown: mean ± half width; gains with the subjects won, bold where the interval leaves out 0; the account if there is one."""
     scores = list(content["arms"][0]["scores"])
-    lines = [
-        f"{len(content['subjects'])} subjects; mean ± 95 % interval over them.",
-        "",
-        f"| arm | n | {' | '.join(scores)} |",
-        "|---" * (len(scores) + 2) + "|",
-    ]
-    for arm in content["arms"]:
-        cells = [_cell(arm["scores"][score]) for score in scores]
-        lines.append(f"| {arm['arm']} | {arm['subjects']} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"Gain on {content['reference']}, subject by subject (subjects won):",
-        "",
-        f"| arm | {' | '.join(scores)} |",
-        "|---" * (len(scores) + 1) + "|",
-    ]
-    for arm in content["arms"]:
-        if arm["arm"] != content["reference"]:
-            lines.append(f"| {arm['arm']} | {' | '.join(_gain(arm['scores'][score]) for score in scores)} |")
-    return "\n".join(lines) + "\n"
+    lines = [f"{len(content['subjects'])} subjects; mean ± 95 % interval over them."]
+    lines += _table(["arm", "n", *scores], [[arm["arm"], arm["subjects"], *map(_cell, arm["scores"].values())] for arm in content["arms"]])
+    lines += ["", f"Gain on {content['reference']}, subject by subject (subjects won); bold: the interval leaves out 0."]
+    gains = {arm["arm"]: [figures and figures["gain"] for figures in arm["scores"].values()] for arm in content["arms"]}
+    lines += _table(["arm", *scores], [[arm, *map(_gain_cell, own)] for arm, own in gains.items() if arm != content["reference"]])
+    if content["contrasts"]:
+        lines += ["", f"Gain of {content['contrasts'][0]['arm']} on each of these arms, likewise."]
+        lines += _table(["against", *scores], [[row["against"], *map(_gain_cell, row["scores"].values())] for row in content["contrasts"]])
+    return "\n".join([*lines, *(_account(content["account"]) if "account" in content else [])]) + "\n"
+
+
+def _account(content: Mapping[str, Any]) -> list[str]:
+    floor = ", ".join(f"{_cell(content['floor'][place])} {place} the subject's area" for place in PLACES)
+    lines = ["", "## What survives of the supervisor's errors", ""]
+    lines.append(f"Errors of {content['pictures']} proxies a subject, and of as many pictures that each arm tuned on them drew for their prompt.")
+    lines.append(f"The photos' tokens deviate from those of their nearest renderings by {floor}: tokenizer and search alone.")
+    for found in content["arms"]:
+        arm = found["arm"]
+        lines += _table(
+            ["", "proxies", arm, "difference"],
+            [[name, _cell(own["supervisor"]), _cell(own["student"]), _difference(own["difference"])] for name, own in _measures(found).items()],
+        )
+        attributes, tokens = found["attributes"], found["tokens"]
+        line, modes = attributes["line"], attributes["modes"]
+        if line is not None:
+            slope, intercept = (_estimate(line[name], line[f"{name}_interval"]) for name in ("slope", "intercept"))
+            lines += ["", f"Error rate of {arm} by that of the proxies, {line['points']} attributes of {line['subjects']} subjects: "]
+            lines[-1] += f"slope {slope}, intercept {intercept} (slope 1: copied, 0: filtered)."
+        shares = ", ".join(f"{name} {_cell(attributes[name])}" for name in ("inherited", "filtered", "new"))
+        slopes = ", ".join(f"{place} {_number(tokens[place]['bias_slope'])}" for place in PLACES)
+        lines += ["", f"Wrong values: {shares}. Likeliest values: {', '.join(f'{name} {count}' for name, count in modes.items())}."]
+        lines.append(f"Share of the proxies' systematic token error that {arm} repeats: {slopes}.")
+        if attributes["left_out"]:
+            lines.append(f"Left out, as the probe misreads more than {content['most_misread']:.0%} of their renderings: ")
+            lines[-1] += f"{', '.join(attributes['left_out'])}."
+    first, *others = content["arms"]
+    for found in others:
+        rows = [[name, _difference(own["difference"])] for name, own in found["first_less_own"].items()]
+        lines += ["", f"{first['arm']} less {found['arm']}, of the same proxies:", *_table(["", "difference"], rows)]
+    return lines
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    head_line, *lines = [f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows)]
+    return ["", head_line, "|---" * len(head) + "|", *lines]
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}"
+
+
+def _estimate(value: float, ends: Sequence[float] | None) -> str:
+    return f"{value:.2f}" + ("" if ends is None else f" [{ends[0]:.2f}, {ends[1]:.2f}]")
 
 
 def _plus_minus(figures: Mapping[str, Any], sign: str = "") -> str:
@@ -75,10 +179,13 @@ def _plus_minus(figures: Mapping[str, Any], sign: str = "") -> str:
 
 
 def _cell(figures: Mapping[str, Any] | None) -> str:
-    return "–" if figures is None else _plus_minus(figures)
+    return NONE if figures is None else _plus_minus(figures)
 
 
-def _gain(figures: Mapping[str, Any] | None) -> str:
-    if figures is None or figures["gain"] is None:
-        return "–"
-    return f"{_plus_minus(figures['gain'], '+')} ({figures['gain']['wins']}/{figures['gain']['n']})"
+def _difference(figures: Mapping[str, Any]) -> str:
+    text, half = _plus_minus(figures, "+"), figures["half_width"]
+    return f"**{text}**" if half is not None and abs(figures["mean"]) > half else text
+
+
+def _gain_cell(gain: Mapping[str, Any] | None) -> str:
+    return NONE if gain is None else f"{_difference(gain)} ({gain['wins']}/{gain['n']})"

@@ -1,10 +1,13 @@
-"""The table of arms: means, intervals, gains and wins by hand-made numbers."""
+"""The table of arms: means, intervals, gains and wins by hand-made numbers; the accounts of several subjects in one."""
+
+import json
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from proxy_jax.metrics import comparison
+from proxy_jax.metrics import account, comparison
+from tests.metrics.made_accounts import told
 
 ROWS = [
     {"subject": subject, "arm": arm, "dino": dino, "identity": identity}
@@ -54,5 +57,74 @@ def test_the_markdown_has_every_arm_and_number():
     text = comparison.markdown(comparison.compare(ROWS, ("dino", "identity"), reference="supervisor"))
     lines = text.splitlines()
     assert "| supervisor | 3 | 0.600 ± 0.248 | 0.700 ± 1.271 |" in lines
-    assert "| proxy | +0.025 ± 0.953 (1/2) | +0.100 ± 0.000 (2/2) |" in lines
+    assert "| proxy | +0.025 ± 0.953 (1/2) | **+0.100 ± 0.000** (2/2) |" in lines, "bold: the interval leaves out 0"
     assert sum(line.startswith("| supervisor") for line in lines) == 1, "the reference gains nothing on itself"
+
+
+def test_one_arm_against_several():
+    rows = [{"subject": str(i), "arm": "lora", "dino": 0.1 * i} for i in range(4)]
+    rows += [{"subject": str(i), "arm": "full", "dino": 0.45} for i in range(1, 4)]
+    rows += [{"subject": str(i), "arm": "proxy", "dino": 0.1 * i + 0.2 + 0.01 * (-1) ** i} for i in range(4)]
+    content = comparison.compare(rows, ("dino",), reference="lora", arm="proxy", against=("lora", "full", "absent"))
+    lora, full, absent = (contrast["scores"]["dino"] for contrast in content["contrasts"])
+    # Subjects differ by far more than the gain does.
+    assert (lora["n"], lora["wins"]) == (4, 4) and lora["mean"] == pytest.approx(0.2) and lora["half_width"] < 0.02
+    assert (full["n"], full["wins"]) == (3, 1) and full["mean"] == pytest.approx(0.4 - 0.01 / 3 - 0.45)
+    assert absent is None
+    assert [(contrast["arm"], contrast["against"]) for contrast in content["contrasts"]] == [("proxy", name) for name in ("lora", "full", "absent")]
+    text = comparison.markdown(content)
+    assert "Gain of proxy on each" in text and "| lora | **+0.200 ± 0.018** (4/4) |" in text and "| absent | – |" in text
+
+
+def summary(most_misread: float = 0.5, **fields) -> dict:
+    """Of four subjects: proxies wrong in 4, 8, 12, 16 of 20 pictures, the student in half of them, the control in two more."""
+    results = [told(str(i), 4 * i, {"proxy": 2 * i, "control": 4 * i + 2}, **fields) for i in range(1, 5)]
+    found = comparison.accounts(results, ("proxy", "control"), most_misread)
+    return found | {"by_name": {arm["arm"]: arm for arm in found["arms"]}}
+
+
+def test_accounts_over_subjects():
+    found = summary()
+    proxy, control = found["by_name"].values()
+    assert proxy["attributes"]["line"]["slope"] == pytest.approx(0.5) and control["attributes"]["line"]["slope"] > 1
+    # The colour alone is ever wrong: half of the mean over both attributes.
+    assert proxy["attributes"]["error"]["supervisor"]["mean"] == pytest.approx(np.mean([0.2, 0.4, 0.6, 0.8]) / 2)
+    assert proxy["attributes"]["error"]["difference"]["mean"] == pytest.approx(-0.25 / 2)
+    assert proxy["tokens"]["inside"]["deviation"]["student"]["mean"] == pytest.approx(0.25)
+    assert proxy["tokens"]["outside"]["deviation"]["student"]["mean"] == 0
+    colours = [point for point in proxy["points"] if point["attribute"] == "primary"]
+    assert [(point["supervisor"], point["student"]) for point in colours] == [(0.2, 0.1), (0.4, 0.2), (0.6, 0.3), (0.8, 0.4)]
+    assert found["floor"]["inside"] == {"mean": 0.125, "half_width": 0, "n": 4} and found["pictures"] == 20
+
+
+def test_the_first_arm_is_held_against_the_others_of_the_same_proxies():
+    found = summary()["by_name"]
+    assert "first_less_own" not in found["proxy"]
+    own = found["control"]["first_less_own"]
+    rates = 0.1 * np.arange(1, 5) - (0.2 * np.arange(1, 5) + 0.1)
+    assert own["attributes: wrong"]["difference"]["mean"] == pytest.approx(rates.mean() / 2)
+    assert own["tokens inside: deviation"]["difference"]["mean"] == pytest.approx(rates.mean())
+    assert own["tokens inside: deviation"]["supervisor"] == found["control"]["tokens"]["inside"]["deviation"]["student"]
+
+
+def test_what_the_probe_cannot_read_is_left_out_of_the_means():
+    found = summary(most_misread=0.1, misread=3)
+    assert found["by_name"]["proxy"]["attributes"]["left_out"] == tuple(f"{i}: primary" for i in range(1, 5))
+    assert found["by_name"]["proxy"]["attributes"]["error"]["supervisor"]["mean"] == 0
+    assert {point["attribute"] for point in found["by_name"]["proxy"]["points"] if point["left_out"]} == {"primary"}
+
+
+def test_accounts_are_read_back_from_json():
+    content = json.loads(json.dumps(told("a", 8, {"proxy": 4})))["arms"]["proxy"]
+    assert account.TokenAccount.from_dict(content["tokens"]).to_dict() == content["tokens"]
+    first = account.AttributeAccount.from_dict(content["attributes"][0])
+    assert first.supervisor.split.error == pytest.approx(0.4) and first.to_dict() == content["attributes"][0]
+
+
+def test_the_markdown_tells_the_account():
+    content = comparison.compare(ROWS, ("dino",), reference="supervisor") | {"account": summary()}
+    text = comparison.markdown(content)
+    assert "What survives" not in comparison.markdown(comparison.compare(ROWS, ("dino",), reference="supervisor"))
+    assert "| attributes: wrong | 0.250 ± 0.205 | 0.125 ± 0.103 | **-0.125 ± 0.103** |" in text
+    assert "slope 0.50 [0.50, 0.50], intercept 0.00" in text and "0.125 ± 0.000 inside" in text
+    assert "proxy less control, of the same proxies:" in text

@@ -1,6 +1,8 @@
-"""The experiment: which runs it makes of which configs, what it keeps and finds again. The four stages are stand-ins that score their config.
+"""The experiment: which runs it makes of which configs, what it keeps and finds again. The four stages are stand-ins that score their config,
+and the account is made of made readings.
 
-(The stages themselves, as arms use them, are tested where they are: tests/pipeline, tests/stages/test_training_set.py.)
+(The stages themselves, as arms use them, are tested where they are: tests/pipeline, tests/stages/test_training_set.py; the account in
+tests/stages/test_weak_to_strong.py.)
 """
 
 import json
@@ -14,6 +16,7 @@ from PIL import Image
 
 from configs import smoke
 from proxy_jax.stages import contract, experiment, files, random_weights
+from tests.metrics.made_accounts import told
 
 SUBJECTS = ("duck_toy", "rc_car", "vase")
 
@@ -31,7 +34,8 @@ def stand_in(name: str):
             lr = config.proxy_tuning.training.learning_rate if config.proxy_tuning.source == "photos" else 0.5
             value = {arm: lr if arm == "student" else 0.25 for arm in config.evaluation.arms}
             scores = {score: 0.0 for score in experiment.SCORES}
-            files.write_json(folder / "report.json", {"rows": [{"arm": arm, "scores": scores | {"dino": value[arm]}} for arm in value]})
+            rows = [{"arm": arm, "scores": scores | {"dino": value[arm]}} for arm in value]
+            files.write_json(folder / "report.json", {"rows": rows, "ceiling": scores | {"dino": 0.75, "context": None, "identity_context": None}})
         return {}
 
     outputs = ("out.json", "report.json") if name == "evaluation" else ("out.json",)
@@ -39,8 +43,21 @@ def stand_in(name: str):
 
 
 @pytest.fixture(autouse=True)
-def stages(monkeypatch):
+def accounts(monkeypatch) -> list[str]:
+    """The subjects that are told of, in order. Each account is told of arms that are tuned."""
+    found = []
+
+    def tell(subject, arms, pictures, folder):
+        found.append(subject)
+        tuned_in = {"proxy": "proxy_tuning", "control": "subject_tuning"}
+        assert all((where / tuned_in[name] / "DONE.json").is_file() for name, (_, where) in arms.items())
+        assert all(Path(arm.proxies).is_relative_to(where.parent / "shared") and where.parent.name == subject for arm, where in arms.values())
+        assert folder.parent == next(iter(arms.values()))[1].parent / "account"
+        return told(subject, 10, {name: wrong for name, wrong in zip(arms, (4, 12), strict=True)}) | {"pictures": pictures}
+
     monkeypatch.setattr(experiment, "STAGES", {name: stand_in(name) for name in experiment.STAGES})
+    monkeypatch.setattr(experiment.weak_to_strong, "tell", tell)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +79,7 @@ ARMS = dict(
 )
 
 
-def config(checkpoints: Path, arms: dict = ARMS):
+def config(checkpoints: Path, arms: dict = ARMS, **fields):
     run = smoke.get_config()
     for group, names in ((run.supervisor, ("checkpoint",)), (run.student, ("gpt", "vq", "text_encoder")), (run.evaluation, ("dino", "clip"))):
         for name in names:
@@ -70,7 +87,7 @@ def config(checkpoints: Path, arms: dict = ARMS):
     with run.unlocked():
         run.experiment.shared = dict(evaluation=dict(arms=("supervisor", "untuned_student")))
         run.experiment.arms = arms
-    run.experiment.update(subjects=SUBJECTS, together=2, tokens=("zwx",), photos=str(checkpoints / "photos"))
+    run.experiment.update(dict(subjects=SUBJECTS, together=2, tokens=("zwx",), photos=str(checkpoints / "photos")) | fields)
     return run
 
 
@@ -93,7 +110,7 @@ def stages_run(workdir: Path) -> dict[str, set[str]]:
 
 def test_every_arm_is_run_for_every_subject_and_scored(checkpoints, tmp_path):
     arms = complete(config(checkpoints), tmp_path / "work")
-    expected = dict(supervisor=0.25, untuned_student=0.25, proxy=0.5, direct=0.1, control=0.25, together=0.5)
+    expected = dict(photos=0.75, supervisor=0.25, untuned_student=0.25, proxy=0.5, direct=0.1, control=0.25, together=0.5)
     assert {name: arm["scores"]["dino"]["mean"] for name, arm in arms.items()} == pytest.approx(expected)
     assert all(arm["subjects"] == 3 for arm in arms.values())
     found = stages_run(tmp_path / "work")
@@ -102,6 +119,7 @@ def test_every_arm_is_run_for_every_subject_and_scored(checkpoints, tmp_path):
     assert found["vase/control"] == {"subject_tuning", "evaluation"}
     text = (tmp_path / "work" / "experiment" / "comparison.md").read_text()
     assert all(f"| {name} |" in text for name in arms)
+    assert "(figures/identity_context.svg)" in text and (tmp_path / "work" / "experiment" / "figures" / "identity_context.svg").is_file()
 
 
 def test_arms_use_their_subjects_own_proxies_and_those_of_its_companions(checkpoints, tmp_path):
@@ -141,3 +159,69 @@ def test_another_photo_is_another_result(checkpoints, tmp_path):
     changed = {path.parent.name + "/" + path.stem for path, text in before.items() if path.read_text() != text}
     # Also the one that learns the vase together with its own subject.
     assert changed == {f"vase/{name}" for name in ("shared", "proxy", "direct", "control", "together")} | {"rc_car/together"}
+
+
+def test_the_account_is_kept_and_made_again_without_what_it_does_not_need(checkpoints, tmp_path, accounts):
+    fields = dict(account_arms=("proxy", "control"), account_pictures=20, baselines=("direct",), document=str(tmp_path / "document"))
+    run = config(checkpoints, together=0, **fields)
+    complete(run, tmp_path / "work")
+    assert accounts == list(SUBJECTS)
+    for folder in (tmp_path / "work" / "experiment", tmp_path / "document"):
+        content = json.loads((folder / "comparison.json").read_text())
+        gains = {arm["arm"]: arm["attributes"]["error"]["difference"]["mean"] for arm in content["account"]["arms"]}
+        assert gains == pytest.approx({"proxy": -0.15, "control": 0.05})
+        assert [contrast["against"] for contrast in content["contrasts"]] == ["direct"]
+        assert {"error_rates.svg", "errors.svg"} <= {path.name for path in (folder / "figures").iterdir()}
+    (tmp_path / "results" / "rc_car" / "account.json").unlink()
+    shutil.rmtree(tmp_path / "work")
+    complete(run, tmp_path / "elsewhere")
+    assert accounts == [*SUBJECTS, "rc_car"]
+    assert stages_run(tmp_path / "elsewhere") == {
+        "rc_car/shared": {"subject_tuning", "proxy_generation"},
+        "rc_car/proxy": {"proxy_tuning"},
+        "rc_car/control": {"subject_tuning"},
+    }
+
+
+def test_the_key_of_an_account_is_its_arms_and_its_pictures(checkpoints, tmp_path):
+    def key(arms=ARMS, **fields) -> str:
+        run = config(checkpoints, arms, **dict(account_arms=("proxy", "control"), together=0) | fields)
+        return experiment.keys(run, "vase", tmp_path)["account"]
+
+    def with_rate(name: str) -> dict:
+        return ARMS | {name: ARMS[name] | dict(proxy_tuning=dict(training=dict(learning_rate=0.3)))}
+
+    own = key()
+    assert key(with_rate("direct")) == own and key(reference="control") == own
+    assert len({own, key(with_rate("proxy")), key(account_pictures=7), key(account_arms=("proxy",))}) == 4
+
+
+def test_what_draws_the_account_is_looked_for_before_anything_is_tuned(checkpoints, tmp_path, monkeypatch):
+    def renderer():
+        raise contract.StageError("no skia")
+
+    monkeypatch.setattr(experiment.weak_to_strong, "renderer", renderer)
+    with pytest.raises(contract.StageError, match="no skia"):
+        complete(config(checkpoints, account_arms=("proxy",)), tmp_path / "work")
+    assert stages_run(tmp_path / "work") == {}
+
+
+def test_arms_that_do_not_exist_are_named(checkpoints, tmp_path):
+    for field, value in (("baselines", ("direct", "direkt")), ("account_arms", ("supervisor",)), ("reference", "nobody"), ("student", "supervisor")):
+        run = config(checkpoints, **{field: value})
+        with pytest.raises(contract.StageError, match=f"experiment.{field} names (direkt|supervisor|nobody); the arms are"):
+            experiment.inputs(run, tmp_path)
+
+
+def test_two_arms_of_one_config_are_a_mistake(checkpoints, tmp_path):
+    prior = dict(proxy_tuning=dict(prior=dict(weight=0.0)), evaluation=dict(arms=("student",)))  # it is 0 anyway
+    with pytest.raises(contract.StageError, match="proxy and without_prior are the same"):
+        experiment.inputs(config(checkpoints, ARMS | {"without_prior": prior}), tmp_path)
+
+
+def test_the_curve_is_of_arms_that_differ_in_their_number_of_proxies_alone(checkpoints):
+    more = dict(
+        few=dict(proxy_tuning=dict(num_proxies=3), evaluation=dict(arms=("student",))),
+        few_and_slow=dict(proxy_tuning=dict(num_proxies=3, training=dict(learning_rate=1e-5)), evaluation=dict(arms=("student",))),
+    )
+    assert experiment.proxy_counts(config(checkpoints, ARMS | more)) == {"proxy": 16, "few": 3}
