@@ -41,9 +41,8 @@ def subject_tuning() -> ConfigDict:
             mode="lora",  # lora | full
             lora=ConfigDict(dict(rank=16, alpha=16.0, pattern=r"(blocks|dual_blocks|last_block)\.attention\.(img|txt)_(q|k|v|o)")),
             prompt="a photo of {token} {class_noun}",  # diffusers
-            weighting="logit_normal",  # SD3: logit_normal | none | sigma_sqrt | cosmap | mode (diffusers)
-            precondition_outputs=True,  # SD3, diffusers: regress the clean latents
-            snr_gamma=0.0,  # SDXL: of min-SNR weighting (Hang et al., arXiv 2303.09556, take 5); 0: off (diffusers)
+            weighting="logit_normal",  # logit_normal | none | sigma_sqrt | cosmap | mode (diffusers)
+            precondition_outputs=True,  # diffusers: regress the clean latents
             # Prior preservation, on class images drawn once (diffusers: 100 of them, the pipeline's steps and guidance). weight 0: off
             prior=ConfigDict(dict(weight=1.0, num_images=100, prompt="a photo of {class_noun}", steps=28, guidance_scale=7.0)),
             augment="none",  # none | paper (flip, ±5° rotation, 0.9-1.0 crop)
@@ -71,9 +70,8 @@ def proxy_tuning() -> ConfigDict:
             ),
             augment="none",
             augment_variants=1,
-            class_dropout=0.1,  # LlamaGen's, and what Lumina-mGPT's paper tells
-            dropout=0.0,  # LlamaGen pre-trains with 0.1, Lumina-mGPT with 0.05; ours for adapters
-            z_loss=1e-5,  # lumina_mgpt: weight of the squared logarithm of the softmax's normaliser (its training script)
+            class_dropout=0.1,  # LlamaGen
+            dropout=0.0,  # LlamaGen pre-trains with 0.1; ours for adapters
             encode_batch_size=8,
             embedding=training(steps=1500, learning_rate=1e-2, weight_decay=0.0),  # Sun et al.; no decay: ours
             training=training(steps=1000, beta2=0.95, weight_decay=0.05),  # LlamaGen's AdamW, our steps
@@ -127,18 +125,16 @@ def get_config() -> ConfigDict:
             family="sd3",
             checkpoint="stabilityai/stable-diffusion-3-medium-diffusers",  # folder or hub id in the diffusers layout
             resolution=512,  # diffusers: SD3 DreamBooth LoRA
-            max_sequence_length=77,  # SD3: T5 tokens (diffusers' training scripts)
-            t5=True,  # SD3: False puts zeros in place of T5's features
-            sampler="euler",  # SDXL: euler (the published scheduler) | ddim
+            max_sequence_length=77,  # T5 tokens (diffusers' training scripts)
+            t5=True,  # False: zeros in place of T5's features
         )
     )
     config.student = ConfigDict(
         dict(
             family="llamagen",
-            gpt="peizesun/llamagen_t2i/t2i_XL_stage1_256.pt",  # the decoder: file, or hub id/file; of lumina_mgpt a folder, or hub id
-            vq="peizesun/llamagen_t2i/vq_ds16_t2i.pt",  # the image tokenizer
-            text_encoder="google/flan-t5-xl",  # llamagen: folder or hub id in the transformers layout
-            text_tokenizer="",  # lumina_mgpt: file, or hub id/file
+            gpt="peizesun/llamagen_t2i/t2i_XL_stage1_256.pt",  # file, or hub id/file
+            vq="peizesun/llamagen_t2i/vq_ds16_t2i.pt",
+            text_encoder="google/flan-t5-xl",  # folder or hub id in the transformers layout
             resolution=256,
         )
     )
@@ -188,22 +184,3 @@ def get_config() -> ConfigDict:
         )
     )
     return config.lock()
-
-
-def sdxl(config: ConfigDict) -> None:
-    """Makes SDXL the supervisor: diffusers' settings of its DreamBooth LoRA (script and README) and its pipeline's steps and guidance."""
-    config.supervisor.update(family="sdxl", checkpoint="stabilityai/stable-diffusion-xl-base-1.0", resolution=1024)
-    config.subject_tuning.lora.pattern = r".*\.(self|cross)_attention\.(q|k|v|o)"
-    config.subject_tuning.training.learning_rate = 1e-4
-    for drawing in (config.subject_tuning.prior, config.proxy_generation, config.evaluation.supervisor):
-        drawing.update(steps=50, guidance_scale=5.0)
-
-
-def lumina_mgpt(config: ConfigDict) -> None:
-    """Makes Lumina-mGPT 7B at 768 px the student: its README's sampling, its training script's weight decay and clipping (all else is ours)."""
-    tokenizers = "Alpha-VLLM/Chameleon_7B_mGPT/original_tokenizers"
-    config.student.update(family="lumina_mgpt", gpt="Alpha-VLLM/Lumina-mGPT-7B-768", resolution=768)
-    config.student.update(vq=f"{tokenizers}/vqgan.ckpt", text_tokenizer=f"{tokenizers}/text_tokenizer.json")
-    config.proxy_tuning.training.update(weight_decay=0.1, clip_norm=4.0)
-    for drawing in (config.proxy_tuning.prior, config.evaluation.student):
-        drawing.update(guidance_scale=4.0, top_k=2000)
