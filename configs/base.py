@@ -41,8 +41,9 @@ def subject_tuning() -> ConfigDict:
             mode="lora",  # lora | full
             lora=ConfigDict(dict(rank=16, alpha=16.0, pattern=r"(blocks|dual_blocks|last_block)\.attention\.(img|txt)_(q|k|v|o)")),
             prompt="a photo of {token} {class_noun}",  # diffusers
-            weighting="logit_normal",  # logit_normal | none | sigma_sqrt | cosmap | mode (diffusers)
-            precondition_outputs=True,  # diffusers: regress the clean latents
+            weighting="logit_normal",  # SD3: logit_normal | none | sigma_sqrt | cosmap | mode (diffusers)
+            precondition_outputs=True,  # SD3, diffusers: regress the clean latents
+            snr_gamma=0.0,  # SDXL: of min-SNR weighting (Hang et al., arXiv 2303.09556, take 5); 0: off (diffusers)
             # Prior preservation, on class images drawn once (diffusers: 100 of them, the pipeline's steps and guidance). weight 0: off
             prior=ConfigDict(dict(weight=1.0, num_images=100, prompt="a photo of {class_noun}", steps=28, guidance_scale=7.0)),
             augment="none",  # none | paper (flip, ±5° rotation, 0.9-1.0 crop)
@@ -125,8 +126,9 @@ def get_config() -> ConfigDict:
             family="sd3",
             checkpoint="stabilityai/stable-diffusion-3-medium-diffusers",  # folder or hub id in the diffusers layout
             resolution=512,  # diffusers: SD3 DreamBooth LoRA
-            max_sequence_length=77,  # T5 tokens (diffusers' training scripts)
-            t5=True,  # False: zeros in place of T5's features
+            max_sequence_length=77,  # SD3: T5 tokens (diffusers' training scripts)
+            t5=True,  # SD3: False puts zeros in place of T5's features
+            sampler="euler",  # SDXL: euler (the published scheduler) | ddim
         )
     )
     config.student = ConfigDict(
@@ -184,3 +186,12 @@ def get_config() -> ConfigDict:
         )
     )
     return config.lock()
+
+
+def sdxl(config: ConfigDict) -> None:
+    """Makes SDXL the supervisor: diffusers' settings of its DreamBooth LoRA (script and README) and its pipeline's steps and guidance."""
+    config.supervisor.update(family="sdxl", checkpoint="stabilityai/stable-diffusion-xl-base-1.0", resolution=1024)
+    config.subject_tuning.lora.pattern = r".*\.(self|cross)_attention\.(q|k|v|o)"
+    config.subject_tuning.training.learning_rate = 1e-4
+    for drawing in (config.subject_tuning.prior, config.proxy_generation, config.evaluation.supervisor):
+        drawing.update(steps=50, guidance_scale=5.0)

@@ -1,9 +1,11 @@
 """All four stages with the real classes at tiny size and random weights: it checks the machinery, its pictures are noise.
 
     python -m proxy_jax.main --config configs/smoke.py --workdir runs/smoke
+    python -m proxy_jax.main --config configs/smoke.py:sdxl --workdir runs/smoke_sdxl
 
-Hardware: 2 CPU cores, under 3 minutes. Expected result: runs/smoke/evaluation/report.html; no score in it means anything.
-The photos are DreamBench's dog where that set lies beside the checkout, else the three drawings in configs/smoke_photos.
+The argument is the supervisor's family. Hardware: 2 CPU cores, under 3 minutes. Expected result: evaluation/report.html in the workdir;
+no score in it means anything. The photos are DreamBench's dog where that set lies beside the checkout, else the three drawings in
+configs/smoke_photos.
 """
 
 from pathlib import Path
@@ -40,42 +42,67 @@ T5 = dict(
 )
 
 
-def weights() -> ConfigDict:
+VAE = dict(
+    in_channels=3,
+    out_channels=3,
+    down_block_types=("DownEncoderBlock2D",) * 3,
+    up_block_types=("UpDecoderBlock2D",) * 3,
+    block_out_channels=(16, 32, 32),
+    layers_per_block=1,
+    norm_num_groups=8,
+)
+CLIP_TEXTS = dict(
+    text_encoder=CLIP_TEXT | dict(hidden_size=32, projection_dim=32, hidden_act="quick_gelu"),
+    text_encoder_2=CLIP_TEXT | dict(hidden_size=32, projection_dim=32, hidden_act="gelu"),
+)
+SUPERVISORS = dict(
+    sd3=dict(
+        transformer=dict(
+            sample_size=8,
+            patch_size=2,
+            in_channels=16,
+            out_channels=16,
+            num_layers=3,
+            attention_head_dim=16,
+            num_attention_heads=4,
+            joint_attention_dim=64,
+            caption_projection_dim=64,
+            pooled_projection_dim=64,
+            pos_embed_max_size=16,
+        ),
+        vae=VAE | dict(latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder_3=T5,
+        **CLIP_TEXTS,
+    ),
+    sdxl=dict(
+        unet=dict(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(16, 32),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            transformer_layers_per_block=(1, 2),
+            attention_head_dim=(1, 2),  # the numbers of heads
+            cross_attention_dim=64,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=80,
+            norm_num_groups=8,
+        ),
+        vae=VAE | dict(latent_channels=4, scaling_factor=0.13025, force_upcast=True),
+        **CLIP_TEXTS,
+    ),
+)
+
+
+def weights(family: str = "sd3") -> ConfigDict:
     """The sizes of every checkpoint, in the fields of its official config.json."""
     return ConfigDict(
         dict(
-            supervisor=dict(
-                transformer=dict(
-                    sample_size=8,
-                    patch_size=2,
-                    in_channels=16,
-                    out_channels=16,
-                    num_layers=3,
-                    attention_head_dim=16,
-                    num_attention_heads=4,
-                    joint_attention_dim=64,
-                    caption_projection_dim=64,
-                    pooled_projection_dim=64,
-                    pos_embed_max_size=16,
-                ),
-                vae=dict(
-                    in_channels=3,
-                    out_channels=3,
-                    down_block_types=("DownEncoderBlock2D",) * 3,
-                    up_block_types=("UpDecoderBlock2D",) * 3,
-                    block_out_channels=(16, 32, 32),
-                    layers_per_block=1,
-                    latent_channels=16,
-                    norm_num_groups=8,
-                    scaling_factor=1.5305,
-                    shift_factor=0.0609,
-                    use_quant_conv=False,
-                    use_post_quant_conv=False,
-                ),
-                text_encoder=CLIP_TEXT | dict(hidden_size=32, projection_dim=32, hidden_act="quick_gelu"),
-                text_encoder_2=CLIP_TEXT | dict(hidden_size=32, projection_dim=32, hidden_act="gelu"),
-                text_encoder_3=T5,
-            ),
+            supervisor=SUPERVISORS[family],
             student=dict(
                 gpt=dict(dim=64, n_layer=3, n_head=4, vocab_size=256, caption_dim=64, cls_token_num=120, multiple_of=32),
                 vq=dict(ch=32, ch_mult=(1, 1, 2), z_channels=32, codebook_size=256, codebook_embed_dim=8, num_res_blocks=1),
@@ -112,10 +139,12 @@ def weights() -> ConfigDict:
     )
 
 
-def get_config() -> ConfigDict:
+def get_config(family: str = "sd3") -> ConfigDict:
     config = base.get_config()
+    if family == "sdxl":
+        base.sdxl(config)
     with config.unlocked():
-        config.random_weights = weights()
+        config.random_weights = weights(family)
     config.stages = ("random_weights", *config.stages)
     config.subject.live = DREAMBENCH_DOG.is_dir()
     config.subject.photos = str(DREAMBENCH_DOG if config.subject.live else DRAWINGS)

@@ -69,11 +69,22 @@ def resize_crop(image: Image.Image, size: int, resample: Image.Resampling) -> np
     Rounds as torchvision's Resize and CenterCrop do (the longer side down, the offset to even).
     Source: the preprocessing of diffusers' DreamBooth scripts with --center_crop.
     """
-    shorter = min(image.size)
-    if shorter != size:
-        image = _resize(image, (size * image.width // shorter, size * image.height // shorter), resample)
-    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    width, height = _resized(*image.size, size)
+    if (width, height) != image.size:
+        image = _resize(image, (width, height), resample)
+    top, left = crop_corner(*image.size, size)
     return np.asarray(image)[top : top + size, left : left + size].copy()
+
+
+def _resized(width: int, height: int, size: int) -> tuple[int, int]:
+    shorter = min(width, height)
+    return size * width // shorter, size * height // shorter
+
+
+def crop_corner(width: int, height: int, size: int) -> tuple[int, int]:
+    """Top and left of the square that `resize_crop` cuts out of a picture of that size, in pixels after the resize."""
+    width, height = _resized(width, height, size)
+    return round((height - size) / 2), round((width - size) / 2)
 
 
 def _resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:

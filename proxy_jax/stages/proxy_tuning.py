@@ -35,7 +35,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         raise StageError(f"proxy_tuning.mode is 'two_stage', but no prompt holds the token {missing[0]!r}; the first prompt is {prompts[0]!r}")
     return tune(
         learner,
-        *squares(learner, originals, prompts, stage, config.seed),
+        *squares(learner, originals, prompts, stage, config.seed)[:2],
         stage=stage,
         batch_size=stage.encode_batch_size,
         seed=config.seed,

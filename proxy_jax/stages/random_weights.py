@@ -1,9 +1,10 @@
 """Random checkpoints of any size in the official layouts, for runs that check the machinery and not the pictures.
 
-They hold what the published ones hold: the diffusers folder of SD3, LlamaGen's two files with FLAN-T5's folder, and the
+They hold what the published ones hold: the diffusers folder of SD3 or SDXL, LlamaGen's two files with FLAN-T5's folder, and the
 transformers folders of the metric encoders; with tokenizers of single letters. Everything after this stage only sees files.
 """
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,24 +20,41 @@ from proxy_jax.models.clip import CLIP, CLIPConfig, CLIPText, CLIPTextConfig
 from proxy_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from proxy_jax.models.mmdit import SD3Config, SD3Transformer
 from proxy_jax.models.t5 import T5Config, T5Encoder
+from proxy_jax.models.unet import UNet, UNetConfig
 from proxy_jax.models.vit import ViT, ViTConfig
 from proxy_jax.models.vqgan import VQConfig, VQModel
 from proxy_jax.stages import contract, files
-from proxy_jax.weights import autoencoder_kl, clip, hub, llamagen, mmdit, t5, vit, vqgan
+from proxy_jax.weights import autoencoder_kl, clip, hub, llamagen, mmdit, t5, unet, vit, vqgan
 from proxy_jax.weights.table import Table, save
 
 NAME = "random_weights"
 OUTPUTS = ("supervisor", "student", "metrics")
-PIPELINE = {  # the parts that model_index.json lists
+CLIP_PARTS = {"tokenizer": ["transformers", "CLIPTokenizer"], "tokenizer_2": ["transformers", "CLIPTokenizer"]}
+CLIP_PARTS |= {"vae": ["diffusers", "AutoencoderKL"], "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}
+SD3 = CLIP_PARTS | {  # the parts that model_index.json lists
     "transformer": ["diffusers", "SD3Transformer2DModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
     "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
     "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
-    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
     "text_encoder_3": ["transformers", "T5EncoderModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "tokenizer_2": ["transformers", "CLIPTokenizer"],
     "tokenizer_3": ["transformers", "T5Tokenizer"],
+}
+SDXL = CLIP_PARTS | {
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+}
+SDXL_SCHEDULER = {  # as published
+    "_class_name": "EulerDiscreteScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "interpolation_type": "linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "use_karras_sigmas": False,
 }
 
 
@@ -86,26 +104,39 @@ def _transformers(part: tuple, name: str, model_type: str, sizes: Mapping[str, A
 
 
 CLIP_TEXT = CLIPText, CLIPTextConfig, clip.text_table
+CLIP_TEXT_PLAIN = functools.partial(CLIPText, projection=False), CLIPTextConfig, functools.partial(clip.text_table, projection=False)
 T5 = T5Encoder, T5Config, t5.table
 
 
 def supervisor(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
-    """Writes an SD3 pipeline in the diffusers layout; sizes: the config.json of each of its parts."""
-    denoiser(sizes["transformer"], folder, seed, shift=3.0)
+    """Writes a pipeline in the diffusers layout, SDXL's if `sizes` has a unet, else SD3's; sizes: the config.json of each of its parts."""
+    if "unet" in sizes:
+        unet_denoiser(sizes["unet"], folder, seed)
+    else:
+        denoiser(sizes["transformer"], folder, seed, shift=3.0)
+        _transformers(T5, "T5EncoderModel", "t5", sizes["text_encoder_3"], folder / "text_encoder_3", seed)
+        t5_tokenizer(512).save_pretrained(folder / "tokenizer_3")
     _diffusers((AutoencoderKL, AutoencoderKLConfig, autoencoder_kl.table), "AutoencoderKL", sizes["vae"], folder / "vae", seed)
     for number, name in enumerate(("text_encoder", "text_encoder_2")):
-        _transformers(CLIP_TEXT, "CLIPTextModelWithProjection", "clip_text_model", sizes[name], folder / name, seed + number)
+        kind = (SDXL if "unet" in sizes else SD3)[name][1]
+        part = CLIP_TEXT_PLAIN if kind == "CLIPTextModel" else CLIP_TEXT
+        _transformers(part, kind, "clip_text_model", sizes[name], folder / name, seed + number)
         clip_tokenizer(sizes[name]["max_position_embeddings"]).save_pretrained(folder / name.replace("text_encoder", "tokenizer"))
-    _transformers(T5, "T5EncoderModel", "t5", sizes["text_encoder_3"], folder / "text_encoder_3", seed)
-    t5_tokenizer(512).save_pretrained(folder / "tokenizer_3")
+
+
+def unet_denoiser(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
+    """Writes SDXL's denoiser, scheduler and model_index.json; sizes: the denoiser's config.json."""
+    _diffusers((UNet, UNetConfig, unet.table), "UNet2DConditionModel", sizes, folder / "unet", seed)
+    files.write_json(folder / "scheduler" / "scheduler_config.json", SDXL_SCHEDULER)
+    files.write_json(folder / "model_index.json", {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True} | SDXL)
 
 
 def denoiser(sizes: Mapping[str, Any], folder: Path, seed: int, *, shift: float) -> None:
-    """Writes a pipeline's denoiser, its scheduler (with the timestep shift) and model_index.json; sizes: the denoiser's config.json."""
+    """Writes SD3's denoiser, scheduler (with the timestep shift) and model_index.json; sizes: the denoiser's config.json."""
     _diffusers((SD3Transformer, SD3Config, mmdit.table), "SD3Transformer2DModel", sizes, folder / "transformer", seed)
     scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": shift}
     files.write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    files.write_json(folder / "model_index.json", {"_class_name": "StableDiffusion3Pipeline"} | PIPELINE)
+    files.write_json(folder / "model_index.json", {"_class_name": "StableDiffusion3Pipeline"} | SD3)
 
 
 def student(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:

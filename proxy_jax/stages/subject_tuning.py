@@ -20,15 +20,17 @@ def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Writes subject_tuning/weights/ (a LoRA in diffusers' naming, or a transformer folder), the loss curve and sample grids."""
+    """Writes subject_tuning/weights/ (a LoRA in diffusers' naming, or the denoiser's folder), the loss curve and sample grids."""
     stage, folder, cache = config.subject_tuning, workdir / NAME, workdir / "cache"
     learner = learners.supervisor(config, workdir)
     sources = training_set.sources(config, workdir, NAME)
     subjects = [subject for subject, _ in sources]
-    originals, prompts = training_set.pictures(sources, stage.prompt)
+    pictures, prompts, crops = squares(learner, *training_set.pictures(sources, stage.prompt), stage, config.seed)
     return tune(
         learner,
-        *squares(learner, originals, prompts, stage, config.seed),
+        pictures,
+        prompts,
+        columns=learner.crop_columns(crops),
         stage=stage,
         batch_size=stage.encode_batch_size,
         seed=config.seed,

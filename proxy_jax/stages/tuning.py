@@ -7,6 +7,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import jax
@@ -60,6 +61,9 @@ class Learner(Protocol):
     def encode_images(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """The picture columns of a batch, one row each of [n, resolution, resolution, 3] uint8."""
 
+    def crop_columns(self, crops: np.ndarray) -> dict[str, np.ndarray]:
+        """Picture columns in place of those of `encode_images` that depend on the crop, of supervisors; crops [n, 4] as `squares` returns them."""
+
     def load_model(self, dtype_of: Callable[[str], Any], tuned: Path | None = None) -> nnx.Module:
         """The trained part, from the base checkpoint or from what `save_model` wrote into the folder `tuned`."""
 
@@ -110,21 +114,29 @@ def encode_images(learner: Learner, pictures: np.ndarray, batch_size: int, cache
 # How a learner's training pictures become squares: Learner.crop -> function of (Pillow image, size).
 CROPS: dict[str, Callable[[Image.Image, int], np.ndarray]] = {
     "bilinear": lambda image, size: images.resize_crop(image, size, Image.Resampling.BILINEAR),  # diffusers' DreamBooth scripts for SD3
+    "lanczos": lambda image, size: images.resize_crop(image, size, Image.Resampling.LANCZOS),  # and for SDXL
     "llamagen": images.center_crop_arr,
 }
 
 
-def squares(learner: Learner, pictures: Sequence[Image.Image], prompts: Sequence[str], stage: ConfigDict, seed: int) -> tuple[np.ndarray, list[str]]:
-    """The pictures cropped as the learner wants them, [n, resolution, resolution, 3] uint8, and the prompt of each.
+def squares(
+    learner: Learner, pictures: Sequence[Image.Image], prompts: Sequence[str], stage: ConfigDict, seed: int
+) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """The pictures cropped as the learner wants them, [n, resolution, resolution, 3] uint8, the prompt of each, and how each was cropped.
 
+    The last, [n, 4] int: height and width before; top and left of the cut, after the resize that goes before it.
     stage.augment "none": one of each; "paper": stage.augment_variants augmented copies of each instead, one after another.
     """
-    crop = CROPS[learner.crop]
-    if stage.augment == "none":
-        return np.stack([crop(picture, learner.resolution) for picture in pictures]), list(prompts)
-    rng, variants = np.random.default_rng(seed), range(stage.augment_variants)
-    copies = np.stack([crop(images.augment(picture, rng), learner.resolution) for picture in pictures for _ in variants])
-    return copies, [prompt for prompt in prompts for _ in variants]
+    crop, size, rng = CROPS[learner.crop], learner.resolution, np.random.default_rng(seed)
+    augmented = stage.augment == "paper"
+    cut, texts, crops = [], [], []
+    for picture, prompt in zip(pictures, prompts, strict=True):
+        for _ in range(stage.augment_variants if augmented else 1):
+            variant = images.augment(picture, rng) if augmented else picture
+            cut.append(crop(variant, size))
+            texts.append(prompt)
+            crops.append((variant.height, variant.width, *images.crop_corner(*variant.size, size)))
+    return np.stack(cut), texts, np.asarray(crops)
 
 
 def tune(
@@ -137,12 +149,14 @@ def tune(
     seed: int,
     folder: Path,
     cache: Path,
+    columns: Mapping[str, np.ndarray] = MappingProxyType({}),
     prior: tuple[np.ndarray, Sequence[str]] | None = None,
     preview: Preview | None = None,
 ) -> dict[str, Any]:
     """Tunes the learner on pictures and their prompts and writes it under folder/weights; `stage`: the stage's own fields.
 
     Mode "two_stage" (Sun et al., arXiv 2504.13162): first the text features of the subjects' tokens, under folder/embedding, then all weights.
+    columns: of the pictures, in place of the learner's own of the same names (Learner.crop_columns).
     prior: class pictures and their prompts for prior preservation, half of every batch. batch_size: of the encoders.
     preview(model, step, folder=...): as `previews` returns it.
     Returns the numbers of trained and of all parameters.
@@ -156,7 +170,7 @@ def tune(
         rows = np.asarray([place[prompt] for prompt in prompts], np.int32)
         return encode_images(learner, pictures, batch_size, cache) | {loader.TABLE_INDEX: rows}
 
-    instances, others = examples(pictures, prompts), examples(*prior) if prior else None
+    instances, others = examples(pictures, prompts) | columns, examples(*prior) if prior else None
     model = trainable_model(learner, stage, tables, seed)
     counts = {"trained_parameters": 0, "all_parameters": count(model)}
     for name, training in trainings(stage).items():

@@ -13,7 +13,7 @@ from proxy_jax.data import prompts
 from proxy_jax.models.layers import REMAT
 from proxy_jax.stages import learners, tuning
 from proxy_jax.stages.contract import TRAININGS, StageError
-from proxy_jax.supervisors import noise
+from proxy_jax.supervisors import diffusion, noise
 from proxy_jax.training import optimizer
 
 TUNINGS = ("subject_tuning", "proxy_tuning")
@@ -25,6 +25,7 @@ CHOICES: Mapping[str, Sequence[str]] = {
     "compute.dtype": ("bfloat16", "float32"),
     "compute.remat": tuple(REMAT),
     "supervisor.family": tuple(supervisors.FAMILIES),
+    "supervisor.sampler": diffusion.SAMPLERS,
     "student.family": tuple(students.FAMILIES),
     "evaluation.arms": ("supervisor", "student", "untuned_supervisor", "untuned_student"),
     **{f"{stage}.source": ("proxies", "photos") for stage in TUNINGS},
@@ -61,7 +62,7 @@ RANGES: Sequence[tuple[str, Callable[[float], bool], Sequence[str]]] = (
         "at least 0",
         lambda x: x >= 0,
         (
-            *("proxy_tuning.num_proxies", *_both("prior.weight")),
+            *("proxy_tuning.num_proxies", "subject_tuning.snr_gamma", *_both("prior.weight")),
             *(f"{group}.{name}" for group in ("evaluation.student", "proxy_tuning.prior") for name in ("top_k", "temperature")),
             *_trainings("warmup_steps", "weight_decay", "clip_norm", "preview_every"),
         ),
@@ -107,6 +108,11 @@ def _value(config: ConfigDict, name: str) -> Any:
     return config
 
 
+def _has(config: ConfigDict, name: str) -> bool:
+    """Whether the config has the group that a field is of: `pretraining` is only in those that pre-train."""
+    return name.split(".")[0] in config
+
+
 def _stages(config: ConfigDict, stages: Sequence[str], known: Sequence[str]) -> list[str]:
     if not stages:
         return [f"no stage to run; known: {', '.join(known)}"]
@@ -139,7 +145,10 @@ def _choices(config: ConfigDict) -> list[str]:
 
 def _ranges(config: ConfigDict) -> list[str]:
     problems = [
-        f"{name} is {_value(config, name)}; it must be {text}" for text, holds, names in RANGES for name in names if not holds(_value(config, name))
+        f"{name} is {_value(config, name)}; it must be {text}"
+        for text, holds, names in RANGES
+        for name in names
+        if _has(config, name) and not holds(_value(config, name))
     ]
     for stage in TUNINGS:
         prior = config[stage].prior
@@ -154,7 +163,7 @@ def _texts(config: ConfigDict) -> list[str]:
     checks: dict[str, Callable[[], Any]] = {}
     checks |= {name: lambda text=text: prompts.fill(text, "sks", "dog") for name, text in templates.items()}
     checks |= {f"{stage}.lora.pattern": lambda stage=stage: re.compile(config[stage].lora.pattern) for stage in TUNINGS}
-    checks |= {name: lambda name=name: optimizer.schedule(_value(config, name)) for name in TRAININGS}
+    checks |= {name: lambda name=name: optimizer.schedule(_value(config, name)) for name in TRAININGS if _has(config, name)}
     checks["subject_tuning.weighting"] = lambda: noise.Weighting(config.subject_tuning.weighting)
     problems = [] if config.proxy_generation.prompts else ["proxy_generation.prompts is empty"]
     tokens, family = {"subject.token": config.subject.token}, config.student.family

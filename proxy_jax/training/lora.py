@@ -23,6 +23,8 @@ from proxy_jax.weights.table import Entry, Table, WeightsError
 from proxy_jax.weights.tensors import write_safetensors
 
 METADATA = "lora_adapter_metadata"  # diffusers: LORA_ADAPTER_METADATA_KEY, a JSON of PEFT's LoraConfig
+# What diffusers wrote before it took over PEFT's names; its scripts for SDXL still do.
+OLD_NAMES = ((".lora.down.weight", ".lora_A.weight"), (".lora.up.weight", ".lora_B.weight"))
 FUSED = "proxy_jax_fused"  # JSON {module: [which of the fused pieces have an adapter]}: the blocks of a block-diagonal B
 
 
@@ -190,7 +192,7 @@ def _peft_config(tensors: dict[str, np.ndarray], scales: dict[str, float]) -> di
 
 
 def load(model: nnx.Module, path: Path, table: Table, *, prefix: str) -> list[str]:
-    """Attaches the adapters of a file in the format of `save` (or PEFT's and diffusers') to `model`; returns their paths, sorted.
+    """Attaches the adapters of a file in the format of `save` (or PEFT's and diffusers', old and new) to `model`; returns their paths, sorted.
 
     Without PEFT's metadata in the file alpha is the rank, as diffusers takes it. A file that adapts a fused tensor without telling
     its blocks gives each piece the whole A. Changes `model`. Raises WeightsError if a tensor has no place in `model`, if it misses
@@ -225,10 +227,17 @@ def load(model: nnx.Module, path: Path, table: Table, *, prefix: str) -> list[st
     return sorted(values)
 
 
+def _peft_name(name: str) -> str:
+    for old, new in OLD_NAMES:
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
+
+
 def _read(path: Path, prefix: str):
     """A file's {module: (A, B)}, {module: fused pieces with an adapter}, and the function from a module to its scale."""
     with safe_open(path, framework="numpy") as file:
-        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+        tensors, metadata = {_peft_name(name): file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     dot = f"{prefix}." if prefix else ""
     unknown = [name for name in tensors if not (name.startswith(dot) and name.endswith((".lora_A.weight", ".lora_B.weight")))]
     modules = {name.removeprefix(dot).rsplit(".lora_", 1)[0] for name in tensors if name not in unknown}

@@ -1,4 +1,4 @@
-"""The whole SD3 supervisor against diffusers' pipeline on one checkpoint: text, pictures, training loss and gradient, adapters, export."""
+"""Each diffusion supervisor, whole, against diffusers' pipeline on one checkpoint: text, pictures, training loss and gradient, adapters, export."""
 
 import dataclasses
 import json
@@ -16,7 +16,8 @@ from proxy_jax.data import loader
 from proxy_jax.models import parameters
 from proxy_jax.stages import learners, random_weights
 from proxy_jax.stages.tuning import LORA_FILE
-from proxy_jax.supervisors import noise, sd3
+from proxy_jax.supervisors import diffusion, noise
+from proxy_jax.supervisors.latent import LatentSupervisor
 from proxy_jax.training import lora
 from proxy_jax.weights.table import save
 
@@ -24,13 +25,37 @@ PROMPTS = ("a photo of sks dog", "A Red-Haired DOG, on the beach at 7:30!", "")
 LONG = "an oil painting of a dog that reads " + "and reads " * 20
 SEED, INDICES, STEPS = 7, np.asarray([5, 9]), 10
 RANK, ALPHA = 4, 8.0
-# The modules that diffusers' SD3 DreamBooth LoRA script adapts by default.
-TARGETS = [f"attn.{name}" for name in ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", "to_k", "to_out.0", "to_q", "to_v")]
+SELF_AND_CROSS = ["to_k", "to_q", "to_v", "to_out.0"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What differs between the families of supervisors."""
+
+    name: str
+    guidance_scale: float
+    tokens: int  # of an encoded prompt
+    length: dict[str, int]  # arguments of diffusers' encode_prompt and pipeline
+    targets: list[str]  # the modules that diffusers' DreamBooth LoRA script adapts by default
+    buffers: frozenset[str] = frozenset()  # tensors of the denoiser's file that are no parameters
+
+
+FAMILIES = [
+    Family(
+        "sd3",
+        guidance_scale=7.0,
+        tokens=154,
+        length={"max_sequence_length": 77},
+        targets=[f"attn.{name}" for name in ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", *SELF_AND_CROSS)],
+        buffers=frozenset({"pos_embed.pos_embed"}),
+    ),
+    Family("sdxl", guidance_scale=5.0, tokens=77, length={}, targets=SELF_AND_CROSS),
+]
 
 
 def psnr(actual: np.ndarray, expected: np.ndarray) -> float:
     """Of pictures in 0..1, in decibels."""
-    return float(-10 * np.log10(np.mean(np.square(actual - expected))))
+    return float(-10 * np.log10(np.maximum(np.mean(np.square(actual - expected)), 1e-12)))
 
 
 def channels_first(x: np.ndarray):
@@ -43,9 +68,14 @@ def channels_last(x) -> np.ndarray:
     return np.moveaxis(x.detach().numpy(), 1, -1)
 
 
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+def family(request) -> Family:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def config():
-    return smoke.get_config()
+def config(family):
+    return smoke.get_config(family.name)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +91,7 @@ def workdir(config, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def learner(config, workdir) -> sd3.SD3Supervisor:
+def learner(config, workdir) -> LatentSupervisor:
     return learners.supervisor(config, workdir)
 
 
@@ -70,7 +100,7 @@ def pipe(workdir):
     import diffusers
     import torch
 
-    pipe = diffusers.StableDiffusion3Pipeline.from_pretrained(workdir / random_weights.NAME / "supervisor")
+    pipe = diffusers.DiffusionPipeline.from_pretrained(workdir / random_weights.NAME / "supervisor")
     pipe.set_progress_bar_config(disable=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on tensors this small more threads only wait for each other
@@ -99,23 +129,29 @@ def draw(learner, text):
         pictures = learner.draw(model, rows, empty, SEED, INDICES, options)
         twice = {name: np.repeat(values, 2, axis=0) for name, values in empty.items()}
         rows_, twice, indices = jax.tree.map(jnp.asarray, (rows, twice, INDICES.astype(np.int32)))
-        latents = sd3.sample_latents(model, rows_, twice, jax.random.key(SEED), indices, shape=(8, 8, 16), shift=3.0, **options)
+        latents = learner.sample(model, rows_, twice, jax.random.key(SEED), indices, options)
         return pictures.astype(np.float32) / 255, np.asarray(latents)
 
     return ours
 
 
-def draw_theirs(pipe, guidance_scale: float, output_type: str = "np") -> np.ndarray:
-    """The pictures (or latents) that diffusers draws from our noise and the prompts' text."""
-    unit = noise.unit_noise(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(SEED), INDICES), (8, 8, 16))
-    options = {"num_inference_steps": STEPS, "guidance_scale": guidance_scale, "height": 32, "width": 32, "max_sequence_length": 77}
-    return pipe(list(PROMPTS[:2]), latents=channels_first(np.asarray(unit)), output_type=output_type, **options).images
+@pytest.fixture(scope="module")
+def draw_theirs(learner, family):
+    """draw_theirs(pipe, guidance_scale, output_type) -> the pictures (or latents) that diffusers draws from our noise and the prompts' text."""
+    unit = noise.unit_noise(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(SEED), INDICES), learner.latent_shape)
+    options = {"num_inference_steps": STEPS, "height": 32, "width": 32} | family.length
+
+    def theirs(pipe, guidance_scale: float = family.guidance_scale, output_type: str = "np") -> np.ndarray:
+        latents = channels_first(np.asarray(unit))
+        return pipe(list(PROMPTS[:2]), latents=latents, output_type=output_type, guidance_scale=guidance_scale, **options).images
+
+    return theirs
 
 
 @pytest.fixture(scope="module")
-def base(pipe) -> np.ndarray:
+def base(pipe, draw_theirs) -> np.ndarray:
     """diffusers' pictures with guidance and without any adapter."""
-    return draw_theirs(pipe, 7.0)
+    return draw_theirs(pipe)
 
 
 def test_the_folder_is_complete(pipe, learner):
@@ -125,41 +161,47 @@ def test_the_folder_is_complete(pipe, learner):
 
     libraries = {"diffusers": diffusers, "transformers": transformers}
     index = json.loads((learner.folder / "model_index.json").read_text())
-    parts = {name: value for name, value in index.items() if name.startswith(("transformer", "vae", "text_encoder"))}
-    assert len(parts) == 5
+    parts = {name: value for name, value in index.items() if name.startswith((learner.lora_prefix, "vae", "text_encoder"))}
+    tokenizers = {name for name in index if name.startswith("tokenizer")}
+    assert len(parts) == 2 + len(tokenizers)
     for name, (library, class_name) in parts.items():
         found, info = getattr(libraries[library], class_name).from_pretrained(learner.folder / name, output_loading_info=True)
         assert type(found) is type(getattr(pipe, name))
         assert not any(info.values()), (name, info)
-    assert [type(getattr(pipe, name)).__name__ for name in ("tokenizer", "tokenizer_2", "tokenizer_3")] == ["CLIPTokenizer"] * 2 + ["T5Tokenizer"]
+    assert {type(getattr(pipe, name)).__name__ for name in tokenizers} == ({"CLIPTokenizer"} | ({"T5Tokenizer"} if len(tokenizers) == 3 else set()))
 
 
-def test_prompts(pipe, learner, text):
+def test_prompts(pipe, learner, text, family):
     import torch
 
-    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+    tokenizers = [name for name in pipe.components if name.startswith("tokenizer")]
+    for name in tokenizers:
         lengths = [len(getattr(pipe, name)(prompt).input_ids) for prompt in (*PROMPTS, LONG)]
         assert max(lengths[:3]) < 77 < lengths[3]  # only the long one is truncated
-    without = type(pipe)(**(pipe.components | {"text_encoder_3": None, "tokenizer_3": None}))
-    zeros = dataclasses.replace(learner, with_t5=False).encode_prompts(PROMPTS[:1])
-    for what, ours, oracle, prompts in (("all", text, pipe, [*PROMPTS, LONG]), ("no T5", zeros, without, list(PROMPTS[:1]))):
+    cases = [("all", text, pipe, [*PROMPTS, LONG])]
+    if family.name == "sd3":
+        without = type(pipe)(**(pipe.components | {"text_encoder_3": None, "tokenizer_3": None}))
+        zeros = dataclasses.replace(learner, with_t5=False).encode_prompts(PROMPTS[:1])
+        cases.append(("no T5", zeros, without, list(PROMPTS[:1])))
+    for what, ours, oracle, prompts in cases:
         with torch.no_grad():
-            embeds, _, pooled, _ = oracle.encode_prompt(prompts, prompts, prompts, do_classifier_free_guidance=False, max_sequence_length=77)
+            embeds, _, pooled, _ = oracle.encode_prompt(*[prompts] * len(tokenizers), do_classifier_free_guidance=False, **family.length)
         errors = [np.abs(ours["prompt_embeds"] - embeds.numpy()).max(axis=(1, 2)), np.abs(ours["pooled"] - pooled.numpy()).max(axis=1)]
         print(f"text ({what}): prompt_embeds {errors[0].max():.1e}, pooled {errors[1].max():.1e}")
-        assert ours["prompt_embeds"].shape == embeds.shape == (len(prompts), 154, 64) and max(map(np.max, errors)) < 1e-4
+        assert ours["prompt_embeds"].shape == embeds.shape == (len(prompts), family.tokens, 64) and max(map(np.max, errors)) < 1e-4
     assert np.abs(text["pooled"][0] - text["pooled"][1:]).max(axis=1).min() > 1e-2
 
 
-@pytest.mark.parametrize("guidance_scale", [7.0, 1.0])
-def test_pictures(pipe, model, draw, base, guidance_scale):
+@pytest.mark.parametrize("guided", [True, False], ids=["guided", "unguided"])
+def test_pictures(pipe, model, draw, draw_theirs, base, family, guided):
+    guidance_scale = family.guidance_scale if guided else 1.0
     pictures, latents = draw(model, guidance_scale)
     expected = channels_last(draw_theirs(pipe, guidance_scale, "latent"))
-    decibels = psnr(pictures, base if guidance_scale == 7.0 else draw_theirs(pipe, guidance_scale))
+    decibels = psnr(pictures, base if guided else draw_theirs(pipe, guidance_scale))
     error = np.abs(latents - expected).max()
     print(f"{STEPS} steps, guidance {guidance_scale}: latents {error:.1e} of {np.abs(expected).max():.1f}, pictures {decibels:.1f} dB")
     assert error < 1e-3 and decibels > 40
-    if guidance_scale == 1.0:  # the comparison tells pictures apart
+    if not guided:  # the comparison tells pictures apart
         assert psnr(pictures, base) < 40 and psnr(base[:1], base[1:]) < 40
 
 
@@ -169,51 +211,92 @@ def batch(learner, text):
     pictures = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     rows = learner.encode_images(pictures) | {loader.TABLE_INDEX: np.asarray([0, 0, 1, 1])}
     instance, prior = ({name: values[part] for name, values in rows.items()} for part in (slice(0, 2), slice(2, 4)))
+    instance |= learner.crop_columns(np.asarray([(300, 200, 8, 0), (64, 90, 0, 7)]))
     batches = loader.paired(instance, prior, prior_weight=0.7, batch_size=4, seed=0, tables=text, shuffle=False)
-    rng = np.random.default_rng(1)
-    draws = SimpleNamespace(latent=rng.standard_normal((4, 8, 8, 16), np.float32), unit=rng.standard_normal((4, 8, 8, 16), np.float32))
+    rng, shape = np.random.default_rng(1), (4, *learner.latent_shape)
+    draws = SimpleNamespace(latent=rng.standard_normal(shape, np.float32), unit=rng.standard_normal(shape, np.float32))
     draws.normal = np.float32([-1.2, 0.1, 0.4, 1.5])
+    draws.timesteps = np.asarray([3, 250, 600, 998])
     return pictures, next(batches) | {"row_index": np.arange(4)}, draws
 
 
-def script_loss(pipe, pictures, draws, embeds, pooled, *, scheme: str, precondition: bool):
-    """One step's loss as diffusers' train_dreambooth_sd3.py computes it, with prior preservation of weight 0.7."""
+def prior_preserved(square):
+    """Of squared errors, the loss with prior preservation of weight 0.7 as diffusers' scripts put it together."""
+    instance, prior = square.reshape(4, -1).mean(1).chunk(2)
+    return instance.mean() + 0.7 * prior.mean()
+
+
+def scaled_latents(pipe, pictures, draws):
+    config = pipe.vae.config
+    distribution = pipe.vae.encode(channels_first(pictures.astype(np.float32)) / 127.5 - 1).latent_dist
+    latents = distribution.mean + distribution.std * channels_first(draws.latent)
+    return ((latents - (config.shift_factor or 0.0)) * config.scaling_factor).detach()
+
+
+def sd3_loss(pipe, pictures, columns, draws, *, other: bool):
+    """One step's loss as diffusers' train_dreambooth_sd3.py computes it; other: of the velocity, with weights of the timesteps."""
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler
     from diffusers.training_utils import compute_loss_weighting_for_sd3
 
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    distribution = pipe.vae.encode(channels_first(pictures.astype(np.float32)) / 127.5 - 1).latent_dist
-    latents = distribution.mean + distribution.std * channels_first(draws.latent)
-    x = ((latents - pipe.vae.config.shift_factor) * pipe.vae.config.scaling_factor).detach()
-    unit = channels_first(draws.unit)
+    x, unit = scaled_latents(pipe, pictures, draws), channels_first(draws.unit)
     u = torch.sigmoid(torch.from_numpy(draws.normal))
     timesteps = scheduler.timesteps[(u * scheduler.config.num_train_timesteps).long()]
     sigmas = torch.stack([scheduler.sigmas[(scheduler.timesteps == t).nonzero().item()] for t in timesteps]).reshape(-1, 1, 1, 1)
     noisy = (1.0 - sigmas) * x + sigmas * unit
-    predicted = pipe.transformer(noisy, embeds, pooled, timesteps, return_dict=False)[0]
-    if precondition:
+    predicted = pipe.transformer(noisy, columns["prompt_embeds"], columns["pooled"], timesteps, return_dict=False)[0]
+    target = unit - x
+    if not other:
         predicted, target = predicted * (-sigmas) + noisy, x
-    else:
-        target = unit - x
-    square = compute_loss_weighting_for_sd3(scheme, sigmas) * (predicted - target) ** 2
-    instance, prior = square.reshape(4, -1).mean(1).chunk(2)
-    return instance.mean() + 0.7 * prior.mean()
+    weights = compute_loss_weighting_for_sd3("sigma_sqrt" if other else "logit_normal", sigmas)
+    return prior_preserved(weights * (predicted - target) ** 2)
 
 
-def test_training_loss_and_gradient(pipe, learner, model, batch, monkeypatch, tmp_path):
+def sdxl_loss(pipe, pictures, columns, draws, *, other: bool):
+    """One step's loss as diffusers' train_dreambooth_lora_sdxl.py computes it; other: of the velocity, with --snr_gamma=5."""
+    import torch
+    from diffusers import DDPMScheduler
+    from diffusers.training_utils import compute_snr
+
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    x, unit, timesteps = scaled_latents(pipe, pictures, draws), channels_first(draws.unit), torch.from_numpy(draws.timesteps)
+    added = {"text_embeds": columns["pooled"], "time_ids": columns["time_ids"]}
+    noisy = scheduler.add_noise(x, unit, timesteps)
+    predicted = pipe.unet(noisy, timesteps, columns["prompt_embeds"], added_cond_kwargs=added, return_dict=False)[0]
+    if not other:
+        return prior_preserved((predicted - unit) ** 2)
+    snr = compute_snr(scheduler, timesteps)
+    weights = snr.clamp(max=5.0) / (snr + 1)
+    return prior_preserved(weights.reshape(-1, 1, 1, 1) * (predicted - scheduler.get_velocity(x, unit, timesteps)) ** 2)
+
+
+SCRIPT_LOSSES = {"sd3": sd3_loss, "sdxl": sdxl_loss}
+
+
+def other_learner(learner, family):
+    """The learner with the loss that the scripts' functions call other."""
+    if family.name == "sd3":
+        return dataclasses.replace(learner, weighting=noise.Weighting("sigma_sqrt"), precondition_outputs=False)
+    other = dataclasses.replace(learner, snr_gamma=5.0)
+    other.schedule = dataclasses.replace(learner.schedule, prediction_type="v_prediction")
+    return other
+
+
+def test_training_loss_and_gradient(pipe, learner, model, batch, family, monkeypatch, tmp_path):
     """The loss, and its gradient in every weight (ours under diffusers' names), with our random draws replaced by given ones.
 
-    A second loss, of the velocity and with weights of the timesteps, goes through the same program.
+    A second loss, of another target and with weights of the timesteps, goes through the same program.
     """
     import torch
 
     pictures, columns, draws = batch
-    other = dataclasses.replace(learner, weighting=noise.Weighting("sigma_sqrt"), precondition_outputs=False)
+    other = other_learner(learner, family)
     given = iter([draws.latent, draws.unit] * 2)
-    monkeypatch.setattr(sd3.noise, "unit_noise", lambda keys, shape: jnp.asarray(next(given)))
-    u = learner.weighting.density(jnp.asarray(draws.normal), jnp.zeros(4))
-    monkeypatch.setattr(sd3.noise, "draw_sigmas", lambda keys, weighting, shift: noise.table_sigmas(u, shift))
+    monkeypatch.setattr(noise, "unit_noise", lambda keys, shape: jnp.asarray(next(given)))
+    u = noise.Weighting().density(jnp.asarray(draws.normal), jnp.zeros(4))
+    monkeypatch.setattr(noise, "draw_sigmas", lambda keys, weighting, shift: noise.table_sigmas(u, shift))
+    monkeypatch.setattr(diffusion, "draw_timesteps", lambda keys, count: jnp.asarray(draws.timesteps))
 
     def losses_of(values: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         changed, key = parameters.with_arrays(model, values), jax.random.key(0)
@@ -224,12 +307,11 @@ def test_training_loss_and_gradient(pipe, learner, model, batch, monkeypatch, tm
     save(parameters.with_arrays(model, grads), learner.table, tmp_path / "grads.safetensors")
     ours = load_file(tmp_path / "grads.safetensors")
 
-    embeds, pooled = (torch.from_numpy(np.asarray(columns[name])) for name in ("prompt_embeds", "pooled"))
-    expected = script_loss(pipe, pictures, draws, embeds, pooled, scheme="logit_normal", precondition=True)
-    other_expected = script_loss(pipe, pictures, draws, embeds, pooled, scheme="sigma_sqrt", precondition=False)
-    named = dict(pipe.transformer.named_parameters())
+    tensors = {name: torch.from_numpy(np.asarray(column)) for name, column in columns.items()}
+    expected, other_expected = (SCRIPT_LOSSES[family.name](pipe, pictures, tensors, draws, other=flag) for flag in (False, True))
+    named = dict(getattr(pipe, learner.lora_prefix).named_parameters())
     theirs = dict(zip(named, torch.autograd.grad(expected, list(named.values())), strict=True))
-    assert set(ours) - {"pos_embed.pos_embed"} == set(theirs)
+    assert set(ours) - family.buffers == set(theirs)
     norm = np.sqrt(sum(float(grad.square().sum()) for grad in theirs.values()))
     distance = np.sqrt(sum(np.square(ours[name] - grad.numpy()).sum() for name, grad in theirs.items()))
     errors = [abs(float(loss) / expected.item() - 1), abs(float(other_loss) / other_expected.item() - 1), distance / norm]
@@ -249,15 +331,15 @@ def adapted(config, learner):
 
 
 @pytest.fixture(scope="module")
-def adapted_pictures(draw, adapted) -> np.ndarray:
-    return draw(adapted, 7.0)[0]
+def adapted_pictures(draw, adapted, family) -> np.ndarray:
+    return draw(adapted, family.guidance_scale)[0]
 
 
-def test_diffusers_draws_with_our_adapters(pipe, learner, adapted, adapted_pictures, base, tmp_path):
+def test_diffusers_draws_with_our_adapters(pipe, learner, adapted, adapted_pictures, draw_theirs, base, tmp_path):
     lora.save(adapted, tmp_path / LORA_FILE, learner.table, prefix=learner.lora_prefix)
     pipe.load_lora_weights(tmp_path)
     try:
-        theirs = draw_theirs(pipe, 7.0)
+        theirs = draw_theirs(pipe)
     finally:
         pipe.unload_lora_weights()
     decibels, change = psnr(adapted_pictures, theirs), psnr(base, theirs)
@@ -265,38 +347,42 @@ def test_diffusers_draws_with_our_adapters(pipe, learner, adapted, adapted_pictu
     assert decibels > 40 and change < 30
 
 
-def test_we_draw_with_the_adapters_of_diffusers(pipe, learner, draw, base, tmp_path):
+def test_we_draw_with_the_adapters_of_diffusers(pipe, learner, draw, draw_theirs, base, family, tmp_path):
+    """Saved as its script for the family saves them: for SDXL under diffusers' own older names."""
     import peft
     import torch
     from diffusers.training_utils import _collate_lora_metadata
+    from diffusers.utils import convert_state_dict_to_diffusers
 
     torch.manual_seed(3)
-    pipe.transformer.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, init_lora_weights=False))
+    denoiser = getattr(pipe, learner.lora_prefix)
+    denoiser.add_adapter(peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=family.targets, init_lora_weights=False))
     try:
-        layers, metadata = peft.get_peft_model_state_dict(pipe.transformer), _collate_lora_metadata({"transformer": pipe.transformer})
-        type(pipe).save_lora_weights(tmp_path, transformer_lora_layers=layers, **metadata)
-        theirs = draw_theirs(pipe, 7.0)
+        layers, metadata = peft.get_peft_model_state_dict(denoiser), _collate_lora_metadata({learner.lora_prefix: denoiser})
+        layers = convert_state_dict_to_diffusers(layers) if family.name == "sdxl" else layers
+        type(pipe).save_lora_weights(tmp_path, **{f"{learner.lora_prefix}_lora_layers": layers}, **metadata)
+        theirs = draw_theirs(pipe)
     finally:
         pipe.unload_lora_weights()
+    assert any(".lora.down." in name for name in load_file(tmp_path / LORA_FILE)) == (family.name == "sdxl")
     model = learner.load_model(lambda name: jnp.float32)
     paths = lora.load(model, tmp_path / LORA_FILE, learner.table, prefix=learner.lora_prefix)
-    decibels, change = psnr(draw(model, 7.0)[0], theirs), psnr(base, theirs)
+    decibels, change = psnr(draw(model, family.guidance_scale)[0], theirs), psnr(base, theirs)
     print(f"diffusers' adapters here: {len(paths)} kernels, {decibels:.1f} dB (without them {change:.1f} dB)")
     assert decibels > 40 and change < 30
 
 
-def test_merged_adapters_and_the_whole_export(pipe, learner, draw, adapted, adapted_pictures, base, tmp_path):
+def test_merged_adapters_and_the_whole_export(pipe, learner, draw, draw_theirs, adapted, adapted_pictures, base, family, tmp_path):
     """Folded into the kernels they draw the same; so does the exported denoiser, here and in diffusers."""
-    import diffusers
-
+    part = learner.lora_prefix
     merged = lora.merge(adapted)
-    pictures = draw(merged, 7.0)[0]
+    pictures = draw(merged, family.guidance_scale)[0]
     learner.save_model(merged, tmp_path)
-    exported, info = diffusers.SD3Transformer2DModel.from_pretrained(tmp_path / "transformer", output_loading_info=True)
+    exported, info = type(getattr(pipe, part)).from_pretrained(tmp_path / part, output_loading_info=True)
     assert not any(info.values()), info
-    other = type(pipe)(**(pipe.components | {"transformer": exported}))
+    other = type(pipe)(**(pipe.components | {part: exported}))
     other.set_progress_bar_config(disable=True)
-    theirs = draw_theirs(other, 7.0)
+    theirs = draw_theirs(other)
     again = parameters.arrays(learner.load_model(lambda name: jnp.float32, tuned=tmp_path))
     for name, value in parameters.arrays(merged).items():
         np.testing.assert_array_equal(again[name], value, err_msg=name)

@@ -1,0 +1,21 @@
+"""SDXL teaches LlamaGen-XL one's own subject: LoRA on both, 1000 proxies at 1024 px learned at 256 px.
+
+    python -m proxy_jax.main --config configs/sdxl_llamagen.py --workdir runs/my_dog \\
+        --config.subject.photos=photos/my_dog --config.subject.class_noun=dog --config.subject.live=True
+
+Checkpoints (downloaded on first use): stabilityai/stable-diffusion-xl-base-1.0, peizesun/llamagen_t2i, google/flan-t5-xl,
+facebook/dino-vits16, openai/clip-vit-base-patch32.
+Hardware: one accelerator with 24 GB or more. Not run at full size by us yet: no score or time is claimed.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    base.sdxl(config)
+    config.subject_tuning.training.preview_every = 100
+    config.proxy_tuning.training.preview_every = 250
+    return config

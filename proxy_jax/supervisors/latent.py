@@ -1,0 +1,192 @@
+"""What latent diffusion supervisors share: a diffusers pipeline's CLIP encoders and autoencoder, its denoiser's files, guidance."""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from transformers import AutoTokenizer
+
+from proxy_jax import sharding
+from proxy_jax.models import parameters
+from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from proxy_jax.models.clip import CLIPText, CLIPTextConfig
+from proxy_jax.models.layers import Compute
+from proxy_jax.supervisors import noise
+from proxy_jax.weights import autoencoder_kl, clip, hub
+from proxy_jax.weights.table import Table
+
+Text = Mapping[str, jax.Array]  # the text columns of a batch
+
+
+@parameters.jit
+def _encode_clip(encoder: CLIPText, ids: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    out = encoder(ids)
+    return out.penultimate.astype(jnp.float32), None if out.text_embeds is None else out.text_embeds.astype(jnp.float32)
+
+
+@parameters.jit
+def _encode_images(vae: AutoencoderKL, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    with jax.default_matmul_precision("highest"):
+        mean, logvar = vae.moments(images.astype(jnp.float32) / 127.5 - 1)
+    return mean, jnp.exp(0.5 * logvar)
+
+
+@parameters.jit
+def _decode_latents(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
+    with jax.default_matmul_precision("highest"):
+        pixels = jnp.clip(vae.decode(vae.unscale(latents)).astype(jnp.float32), -1, 1)
+    return jnp.round((pixels + 1) * 127.5).astype(jnp.uint8)
+
+
+def guided(
+    predict: Callable[[jax.Array, jax.Array, Text], jax.Array], text: Text, unconditional: Text, guidance_scale: float
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """predict(x, timesteps, text) with classifier-free guidance, as a function of x and timesteps: one doubled batch; 1 is off."""
+    if guidance_scale == 1.0:
+        return lambda x, timesteps: predict(x, timesteps, text)
+    both = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), dict(unconditional), dict(text))
+
+    def run(x: jax.Array, timesteps: jax.Array) -> jax.Array:
+        twice = predict(jnp.concatenate([x, x]), jnp.concatenate([timesteps, timesteps]), both)
+        without, with_prompt = jnp.split(twice.astype(jnp.float32), 2)
+        return without + guidance_scale * (with_prompt - without)
+
+    return run
+
+
+def start_noise(seed: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Unit noise [batch, *shape] that depends on (seed, index) alone."""
+    return noise.unit_noise(jax.vmap(jax.random.fold_in, (None, 0))(seed, indices), shape)
+
+
+@dataclasses.dataclass(kw_only=True)
+class LatentSupervisor(abc.ABC):
+    """A diffusers checkpoint as a learner (see proxy_jax/stages/tuning.py for the protocol); prompts, loss and sampling are a family's own.
+
+    folder: in the diffusers layout; resolution: in pixels. Parts load when first needed.
+    """
+
+    folder: Path
+    resolution: int
+    compute: Compute
+
+    lora_prefix: ClassVar[str]  # in adapter files; the name of the denoiser's folder too
+    model_class: ClassVar[type[nnx.Module]]
+    config_class: ClassVar[type]
+    names: ClassVar[Callable[[Any], Table]]  # the name table of a config
+
+    @functools.cached_property
+    def config(self) -> Any:
+        """The denoiser's sizes."""
+        return hub.config_from(self.config_class, self.base / "config.json")
+
+    @property
+    def base(self) -> Path:
+        """The denoiser's folder."""
+        return self.folder / self.lora_prefix
+
+    @property
+    def table(self) -> Table:
+        return self.names(self.config)
+
+    def crop_columns(self, crops: np.ndarray) -> dict[str, np.ndarray]:
+        """Picture columns that depend on how each was cropped: none, as most models are not told."""
+        return {}
+
+    def in_compute_dtype(self, name: str) -> Any:
+        return self.compute.dtype
+
+    def tokenize(self, tokenizer: str, prompts: Sequence[str], length: int) -> np.ndarray:
+        """Token ids [n, length] by the tokenizer of that folder, padded and truncated."""
+        tokenizer = AutoTokenizer.from_pretrained(self.folder / tokenizer)
+        return tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="np")["input_ids"]
+
+    def clip(self, number: str, prompts: Sequence[str], *, projection: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
+        """Penultimate states [n, length, width] and projected pooled text [n, width] (None without projection), float32, of text_encoder<number>.
+
+        The encoder is loaded, run and freed.
+        """
+        encoder = hub.load_pretrained(
+            self.folder / f"text_encoder{number}",
+            functools.partial(CLIPText, projection=projection),
+            CLIPTextConfig,
+            functools.partial(clip.text_table, projection=projection),
+            compute=self.compute,
+            dtype_of=self.in_compute_dtype,
+        )
+        ids = self.tokenize(f"tokenizer{number}", prompts, encoder.config.max_position_embeddings)
+        outputs = [jax.tree.map(sharding.to_host, _encode_clip(encoder, ids[i : i + 1])) for i in range(len(ids))]
+        return jax.tree.map(lambda *rows: np.concatenate(rows), *outputs)
+
+    @functools.cached_property
+    def vae_config(self) -> AutoencoderKLConfig:
+        """The autoencoder's sizes and the affine map from its latents to the denoiser's."""
+        return hub.config_from(AutoencoderKLConfig, self.folder / "vae" / "config.json")
+
+    @functools.cached_property
+    def vae(self) -> AutoencoderKL:
+        """The autoencoder, in float32: in half precision SDXL's gives NaN."""
+        return hub.load_pretrained(self.folder / "vae", AutoencoderKL, AutoencoderKLConfig, autoencoder_kl.table, compute=Compute())
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """[height, width, channels] of a picture's latents."""
+        side = self.resolution // self.vae_config.downsample
+        return side, side, self.config.in_channels
+
+    def encode_images(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """latent_mean, latent_std [n, h, w, channels] float32 of images [n, resolution, resolution, 3] uint8: latents are drawn anew each step."""
+        mean, std = _encode_images(self.vae, sharding.put_batch(images, sharding.current()))
+        return {"latent_mean": sharding.to_host(mean), "latent_std": sharding.to_host(std)}
+
+    def draw_latents(self, batch: Mapping[str, jax.Array], keys: jax.Array) -> jax.Array:
+        """Latents of a batch's pictures as the denoiser sees them, drawn with one of the random keys [batch] each."""
+        latents = batch["latent_mean"] + batch["latent_std"] * noise.unit_noise(keys, batch["latent_mean"].shape[1:])
+        return (latents - (self.vae_config.shift_factor or 0.0)) * self.vae_config.scaling_factor
+
+    def load_model(self, dtype_of: Callable[[str], Any], tuned: Path | None = None) -> nnx.Module:
+        """The denoiser to tune or draw from; tuned: a folder that `save_model` wrote, in place of the base weights."""
+        folder = self.base if tuned is None else tuned / self.lora_prefix
+        return hub.load_pretrained(folder, self.model_class, self.config_class, self.names, compute=self.compute, dtype_of=dtype_of)
+
+    def save_model(self, model: nnx.Module, folder: Path) -> None:
+        """Writes the whole denoiser as a folder of the diffusers pipeline."""
+        config = hub.read_json(self.base / "config.json")
+        hub.save_pretrained(model, self.table, folder / self.lora_prefix, config=config, filename="diffusion_pytorch_model.safetensors")
+
+    @abc.abstractmethod
+    def sample(
+        self, model: nnx.Module, text: Text, unconditional: Text, seed: jax.Array, indices: jax.Array, options: Mapping[str, Any]
+    ) -> jax.Array:
+        """Scaled latents [batch, *latent_shape], a function of (seed, index) each."""
+
+    def draw(
+        self,
+        model: nnx.Module,
+        text: Mapping[str, np.ndarray],
+        unconditional: Mapping[str, np.ndarray],
+        seed: int,
+        indices: np.ndarray,
+        options: Mapping[str, Any],
+    ) -> np.ndarray:
+        """Pictures [batch, resolution, resolution, 3] uint8, one a row of `text`; options: steps, guidance_scale.
+
+        unconditional: the encoded empty prompt, one row.
+        """
+        empty = {name: np.repeat(value, len(indices), axis=0) for name, value in unconditional.items()}
+        text, empty, indices = sharding.put_batch((dict(text), empty, np.asarray(indices, np.int32)), sharding.current())
+        latents = self.sample(model, text, empty, jax.random.key(seed), indices, options)
+        return sharding.to_host(_decode_latents(self.vae, latents))
+
+    def check_resolution(self, multiple: int) -> None:
+        """Raises CheckpointError if the resolution is not a multiple of the autoencoder's downsampling times `multiple`."""
+        multiple *= self.vae_config.downsample
+        if self.resolution % multiple:
+            raise hub.CheckpointError(f"supervisor.resolution is {self.resolution}; {self.folder} draws multiples of {multiple}")
