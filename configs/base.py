@@ -71,8 +71,9 @@ def proxy_tuning() -> ConfigDict:
             ),
             augment="none",
             augment_variants=1,
-            class_dropout=0.1,  # LlamaGen
-            dropout=0.0,  # LlamaGen pre-trains with 0.1; ours for adapters
+            class_dropout=0.1,  # LlamaGen's, and what Lumina-mGPT's paper tells
+            dropout=0.0,  # LlamaGen pre-trains with 0.1, Lumina-mGPT with 0.05; ours for adapters
+            z_loss=1e-5,  # lumina_mgpt: weight of the squared logarithm of the softmax's normaliser (its training script)
             encode_batch_size=8,
             embedding=training(steps=1500, learning_rate=1e-2, weight_decay=0.0),  # Sun et al.; no decay: ours
             training=training(steps=1000, beta2=0.95, weight_decay=0.05),  # LlamaGen's AdamW, our steps
@@ -134,9 +135,10 @@ def get_config() -> ConfigDict:
     config.student = ConfigDict(
         dict(
             family="llamagen",
-            gpt="peizesun/llamagen_t2i/t2i_XL_stage1_256.pt",  # file, or hub id/file
-            vq="peizesun/llamagen_t2i/vq_ds16_t2i.pt",
-            text_encoder="google/flan-t5-xl",  # folder or hub id in the transformers layout
+            gpt="peizesun/llamagen_t2i/t2i_XL_stage1_256.pt",  # the decoder: file, or hub id/file; of lumina_mgpt a folder, or hub id
+            vq="peizesun/llamagen_t2i/vq_ds16_t2i.pt",  # the image tokenizer
+            text_encoder="google/flan-t5-xl",  # llamagen: folder or hub id in the transformers layout
+            text_tokenizer="",  # lumina_mgpt: file, or hub id/file
             resolution=256,
         )
     )
@@ -195,3 +197,13 @@ def sdxl(config: ConfigDict) -> None:
     config.subject_tuning.training.learning_rate = 1e-4
     for drawing in (config.subject_tuning.prior, config.proxy_generation, config.evaluation.supervisor):
         drawing.update(steps=50, guidance_scale=5.0)
+
+
+def lumina_mgpt(config: ConfigDict) -> None:
+    """Makes Lumina-mGPT 7B at 768 px the student: its README's sampling, its training script's weight decay and clipping (all else is ours)."""
+    tokenizers = "Alpha-VLLM/Chameleon_7B_mGPT/original_tokenizers"
+    config.student.update(family="lumina_mgpt", gpt="Alpha-VLLM/Lumina-mGPT-7B-768", resolution=768)
+    config.student.update(vq=f"{tokenizers}/vqgan.ckpt", text_tokenizer=f"{tokenizers}/text_tokenizer.json")
+    config.proxy_tuning.training.update(weight_decay=0.1, clip_norm=4.0)
+    for drawing in (config.proxy_tuning.prior, config.evaluation.student):
+        drawing.update(guidance_scale=4.0, top_k=2000)

@@ -11,11 +11,15 @@ from typing import Any
 
 from flax import nnx
 from ml_collections import ConfigDict
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from proxy_jax.models import parameters
 from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from proxy_jax.models.chameleon import Chameleon, ChameleonConfig
 from proxy_jax.models.clip import CLIP, CLIPConfig, CLIPText, CLIPTextConfig
 from proxy_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from proxy_jax.models.mmdit import SD3Config, SD3Transformer
@@ -24,7 +28,8 @@ from proxy_jax.models.unet import UNet, UNetConfig
 from proxy_jax.models.vit import ViT, ViTConfig
 from proxy_jax.models.vqgan import VQConfig, VQModel
 from proxy_jax.stages import contract, files
-from proxy_jax.weights import autoencoder_kl, clip, hub, llamagen, mmdit, t5, unet, vit, vqgan
+from proxy_jax.students import lumina_tokens
+from proxy_jax.weights import autoencoder_kl, chameleon, chameleon_vqgan, clip, hub, llamagen, mmdit, t5, unet, vit, vqgan
 from proxy_jax.weights.table import Table, save
 
 NAME = "random_weights"
@@ -72,6 +77,17 @@ def t5_tokenizer(length: int) -> T5Tokenizer:
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=length)
 
 
+def chameleon_tokenizer(codes: int) -> Tokenizer:
+    """A text tokenizer with the marks, sizes and so many codes of pictures that Chameleon's has, and the 256 bytes: codes + 328 tokens."""
+    letters = str.maketrans("0123456789", "ABCDEFGHIJ")
+    marks = [*lumina_tokens.NAMES.values(), *(f"<reserved{lumina_tokens.FIRST_SIZE + cells:05d}>" for cells in range(lumina_tokens.MOST_CELLS + 1))]
+    names = ["<pad>", *(f"IMGIMG{str(code).translate(letters)}Z" for code in range(codes)), *marks, "</s>", *sorted(ByteLevel.alphabet())]
+    tokenizer = Tokenizer(BPE(vocab={name: index for index, name in enumerate(names)}, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False, use_regex=False), ByteLevelDecoder()
+    tokenizer.add_special_tokens(marks)
+    return tokenizer
+
+
 def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """What decides this stage's outputs: the sizes and the seed."""
     return contract.fields(config, "seed", NAME)
@@ -81,7 +97,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes random_weights/supervisor, /student and /metrics."""
     sizes, folder = config.random_weights.to_dict(), workdir / NAME
     supervisor(sizes["supervisor"], folder / "supervisor", config.seed)
-    student(sizes["student"], folder / "student", config.seed)
+    (lumina_mgpt if "ddconfig" in sizes["student"]["vq"] else student)(sizes["student"], folder / "student", config.seed)
     metrics(sizes["metrics"], folder / "metrics", config.seed)
     return {}
 
@@ -103,6 +119,7 @@ def _transformers(part: tuple, name: str, model_type: str, sizes: Mapping[str, A
     hub.save_pretrained(*_model(part, sizes, seed), folder, config=content)
 
 
+CHAMELEON = Chameleon, ChameleonConfig, chameleon.table
 CLIP_TEXT = CLIPText, CLIPTextConfig, clip.text_table
 CLIP_TEXT_PLAIN = functools.partial(CLIPText, projection=False), CLIPTextConfig, functools.partial(clip.text_table, projection=False)
 T5 = T5Encoder, T5Config, t5.table
@@ -152,6 +169,19 @@ def decoder(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
     """Writes LlamaGen's decoder, gpt.safetensors, with its sizes beside it."""
     save(*_model((LlamaGen, LlamaGenConfig, llamagen.table), sizes, seed), folder / "gpt.safetensors")
     files.write_json(folder / "gpt.json", sizes)
+
+
+def lumina_mgpt(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
+    """Writes Lumina-mGPT's decoder (a folder as the official code has it), image tokenizer with its sizes beside it, and text tokenizer.
+
+    sizes: the decoder's config.json, for the tokenizer the parameters of Meta's vqgan.yaml.
+    """
+    _transformers(CHAMELEON, "ChameleonXLLMXForConditionalGeneration", "chameleon", sizes["gpt"], folder / "gpt", seed)
+    config = chameleon_vqgan.config_of(sizes["vq"])
+    model = parameters.random(lambda: VQModel(config, rngs=nnx.Rngs(0)), seed)
+    save(model, chameleon_vqgan.table(config), folder / "vqgan.safetensors")
+    files.write_json(folder / "vqgan.json", sizes["vq"])
+    chameleon_tokenizer(sizes["vq"]["n_embed"]).save(str(folder / "text_tokenizer.json"))
 
 
 def metrics(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:

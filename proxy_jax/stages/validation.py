@@ -62,7 +62,7 @@ RANGES: Sequence[tuple[str, Callable[[float], bool], Sequence[str]]] = (
         "at least 0",
         lambda x: x >= 0,
         (
-            *("proxy_tuning.num_proxies", "subject_tuning.snr_gamma", *_both("prior.weight")),
+            *("proxy_tuning.num_proxies", "proxy_tuning.z_loss", "subject_tuning.snr_gamma", *_both("prior.weight")),
             *(f"{group}.{name}" for group in ("evaluation.student", "proxy_tuning.prior") for name in ("top_k", "temperature")),
             *_trainings("warmup_steps", "weight_decay", "clip_norm", "preview_every"),
         ),
