@@ -41,7 +41,7 @@ def subject_tuning() -> ConfigDict:
             mode="lora",  # lora | full
             lora=ConfigDict(dict(rank=16, alpha=16.0, pattern=r"(blocks|dual_blocks|last_block)\.attention\.(img|txt)_(q|k|v|o)")),
             prompt="a photo of {token} {class_noun}",  # diffusers
-            weighting="logit_normal",  # SD3: logit_normal | none | sigma_sqrt | cosmap | mode (diffusers)
+            weighting="logit_normal",  # SD3, FLUX: logit_normal | none | sigma_sqrt | cosmap | mode (diffusers)
             precondition_outputs=True,  # SD3, diffusers: regress the clean latents
             snr_gamma=0.0,  # SDXL: of min-SNR weighting (Hang et al., arXiv 2303.09556, take 5); 0: off (diffusers)
             # Prior preservation, on class images drawn once (diffusers: 100 of them, the pipeline's steps and guidance). weight 0: off
@@ -127,7 +127,7 @@ def get_config() -> ConfigDict:
             family="sd3",
             checkpoint="stabilityai/stable-diffusion-3-medium-diffusers",  # folder or hub id in the diffusers layout
             resolution=512,  # diffusers: SD3 DreamBooth LoRA
-            max_sequence_length=77,  # SD3: T5 tokens (diffusers' training scripts)
+            max_sequence_length=77,  # SD3, FLUX: T5 tokens (diffusers' training scripts)
             t5=True,  # SD3: False puts zeros in place of T5's features
             sampler="euler",  # SDXL: euler (the published scheduler) | ddim
         )
@@ -197,6 +197,16 @@ def sdxl(config: ConfigDict) -> None:
     config.subject_tuning.training.learning_rate = 1e-4
     for drawing in (config.subject_tuning.prior, config.proxy_generation, config.evaluation.supervisor):
         drawing.update(steps=50, guidance_scale=5.0)
+
+
+def flux(config: ConfigDict) -> None:
+    """Makes FLUX.1-dev the supervisor: diffusers' settings of its DreamBooth LoRA script and its pipeline's steps and guidance."""
+    config.supervisor.update(family="flux", checkpoint="black-forest-labs/FLUX.1-dev", max_sequence_length=512)
+    config.subject_tuning.lora.pattern = r"double_blocks\.(img|txt)\.(qkv\.[qkv]|o|mlp\.fc[12])|single_blocks\.qkv\.[qkv]"
+    config.subject_tuning.update(weighting="none")
+    config.subject_tuning.training.learning_rate = 1e-4
+    for drawing in (config.subject_tuning.prior, config.proxy_generation, config.evaluation.supervisor):
+        drawing.update(steps=28, guidance_scale=3.5)
 
 
 def lumina_mgpt(config: ConfigDict) -> None:

@@ -3,9 +3,9 @@
     python -m proxy_jax.main --config configs/smoke.py --workdir runs/smoke
     python -m proxy_jax.main --config configs/smoke.py:sdxl --workdir runs/smoke_sdxl
 
-The argument is the supervisor's family. Hardware: 2 CPU cores, under 3 minutes. Expected result: evaluation/report.html in the workdir;
-no score in it means anything. The photos are DreamBench's dog where that set lies beside the checkout, else the three drawings in
-configs/smoke_photos.
+The argument is the supervisor's family: sd3 (the default), sdxl or flux. Hardware: 2 CPU cores, under 3 minutes. Expected result:
+evaluation/report.html in the workdir; no score in it means anything. The photos are DreamBench's dog where that set lies beside the
+checkout, else the three drawings in configs/smoke_photos.
 """
 
 from pathlib import Path
@@ -95,19 +95,51 @@ SUPERVISORS = dict(
         vae=VAE | dict(latent_channels=4, scaling_factor=0.13025, force_upcast=True),
         **CLIP_TEXTS,
     ),
+    flux=dict(
+        transformer=dict(
+            in_channels=64,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=4,
+            joint_attention_dim=64,
+            pooled_projection_dim=32,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        vae=VAE | dict(latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=CLIP_TEXTS["text_encoder"],
+        text_encoder_2=T5,
+    ),
+)
+DEFAULTS = {"sdxl": base.sdxl, "flux": base.flux}  # base.py itself is SD3's
+
+
+STUDENTS = dict(
+    llamagen=dict(
+        gpt=dict(dim=64, n_layer=3, n_head=4, vocab_size=256, caption_dim=64, cls_token_num=120, multiple_of=32),
+        vq=dict(ch=32, ch_mult=(1, 1, 2), z_channels=32, codebook_size=256, codebook_embed_dim=8, num_res_blocks=1),
+        text_encoder=T5,
+    ),
+    lumina_mgpt=dict(
+        gpt=dict(vocab_size=600, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, rope_theta=10000.0),
+        vq=dict(
+            embed_dim=8,
+            n_embed=256,
+            ddconfig=dict(
+                z_channels=32, ch=32, ch_mult=(1, 1, 2), num_res_blocks=1, in_channels=3, out_ch=3, resolution=32, attn_resolutions=(), double_z=False
+            ),
+        ),
+    ),
 )
 
 
-def weights(family: str = "sd3") -> ConfigDict:
+def weights(family: str = "sd3", student: str = "llamagen") -> ConfigDict:
     """The sizes of every checkpoint, in the fields of its official config.json."""
     return ConfigDict(
         dict(
             supervisor=SUPERVISORS[family],
-            student=dict(
-                gpt=dict(dim=64, n_layer=3, n_head=4, vocab_size=256, caption_dim=64, cls_token_num=120, multiple_of=32),
-                vq=dict(ch=32, ch_mult=(1, 1, 2), z_channels=32, codebook_size=256, codebook_embed_dim=8, num_res_blocks=1),
-                text_encoder=T5,
-            ),
+            student=STUDENTS[student],
             metrics=dict(
                 dino=dict(
                     hidden_size=48,
@@ -139,12 +171,13 @@ def weights(family: str = "sd3") -> ConfigDict:
     )
 
 
-def get_config(family: str = "sd3") -> ConfigDict:
+def get_config(families: str = "sd3,llamagen") -> ConfigDict:
+    family, _, student = families.partition(",")
     config = base.get_config()
-    if family == "sdxl":
-        base.sdxl(config)
+    if family in DEFAULTS:
+        DEFAULTS[family](config)
     with config.unlocked():
-        config.random_weights = weights(family)
+        config.random_weights = weights(family, student or "llamagen")
     config.stages = ("random_weights", *config.stages)
     config.subject.live = DREAMBENCH_DOG.is_dir()
     config.subject.photos = str(DREAMBENCH_DOG if config.subject.live else DRAWINGS)
@@ -154,9 +187,15 @@ def get_config(family: str = "sd3") -> ConfigDict:
 
     config.supervisor.checkpoint = "{workdir}/random_weights/supervisor"
     config.supervisor.resolution = 32
+    config.supervisor.max_sequence_length = 77
     config.student.gpt = "{workdir}/random_weights/student/gpt.safetensors"
     config.student.vq = "{workdir}/random_weights/student/vq.safetensors"
     config.student.text_encoder = "{workdir}/random_weights/student/text_encoder"
+    if student == "lumina_mgpt":
+        base.lumina_mgpt(config)
+        config.student.gpt = "{workdir}/random_weights/student/gpt"
+        config.student.vq = "{workdir}/random_weights/student/vqgan.safetensors"
+        config.student.text_tokenizer = "{workdir}/random_weights/student/text_tokenizer.json"
     config.student.resolution = 32
     config.evaluation.dino = "{workdir}/random_weights/metrics/dino"
     config.evaluation.clip = "{workdir}/random_weights/metrics/clip"

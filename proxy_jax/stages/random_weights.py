@@ -1,6 +1,6 @@
 """Random checkpoints of any size in the official layouts, for runs that check the machinery and not the pictures.
 
-They hold what the published ones hold: the diffusers folder of SD3 or SDXL, LlamaGen's two files with FLAN-T5's folder, and the
+They hold what the published ones hold: the diffusers folder of SD3, SDXL or FLUX.1, LlamaGen's two files with FLAN-T5's folder, and the
 transformers folders of the metric encoders; with tokenizers of single letters. Everything after this stage only sees files.
 """
 
@@ -21,6 +21,7 @@ from proxy_jax.models import parameters
 from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from proxy_jax.models.chameleon import Chameleon, ChameleonConfig
 from proxy_jax.models.clip import CLIP, CLIPConfig, CLIPText, CLIPTextConfig
+from proxy_jax.models.flux import FluxConfig, FluxTransformer
 from proxy_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from proxy_jax.models.mmdit import SD3Config, SD3Transformer
 from proxy_jax.models.t5 import T5Config, T5Encoder
@@ -29,7 +30,7 @@ from proxy_jax.models.vit import ViT, ViTConfig
 from proxy_jax.models.vqgan import VQConfig, VQModel
 from proxy_jax.stages import contract, files
 from proxy_jax.students import lumina_tokens
-from proxy_jax.weights import autoencoder_kl, chameleon, chameleon_vqgan, clip, hub, llamagen, mmdit, t5, unet, vit, vqgan
+from proxy_jax.weights import autoencoder_kl, chameleon, chameleon_vqgan, clip, flux, hub, llamagen, mmdit, t5, unet, vit, vqgan
 from proxy_jax.weights.table import Table, save
 
 NAME = "random_weights"
@@ -48,6 +49,13 @@ SDXL = CLIP_PARTS | {
     "scheduler": ["diffusers", "EulerDiscreteScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
 }
+FLUX = CLIP_PARTS | {
+    "transformer": ["diffusers", "FluxTransformer2DModel"],
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "T5EncoderModel"],
+    "tokenizer_2": ["transformers", "T5Tokenizer"],
+}
 SDXL_SCHEDULER = {  # as published
     "_class_name": "EulerDiscreteScheduler",
     "beta_start": 0.00085,
@@ -60,6 +68,16 @@ SDXL_SCHEDULER = {  # as published
     "steps_offset": 1,
     "timestep_spacing": "leading",
     "use_karras_sigmas": False,
+}
+FLUX_SCHEDULER = {  # as published
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
 }
 
 
@@ -123,22 +141,34 @@ CHAMELEON = Chameleon, ChameleonConfig, chameleon.table
 CLIP_TEXT = CLIPText, CLIPTextConfig, clip.text_table
 CLIP_TEXT_PLAIN = functools.partial(CLIPText, projection=False), CLIPTextConfig, functools.partial(clip.text_table, projection=False)
 T5 = T5Encoder, T5Config, t5.table
+TEXT_ENCODERS = {  # class -> the part and its model_type
+    "CLIPTextModel": (CLIP_TEXT_PLAIN, "clip_text_model"),
+    "CLIPTextModelWithProjection": (CLIP_TEXT, "clip_text_model"),
+    "T5EncoderModel": (T5, "t5"),
+}
 
 
 def supervisor(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
-    """Writes a pipeline in the diffusers layout, SDXL's if `sizes` has a unet, else SD3's; sizes: the config.json of each of its parts."""
+    """Writes a pipeline in the diffusers layout; sizes: the config.json of each of its parts.
+
+    It is SDXL's if it has a unet, SD3's if it has a third text encoder, else FLUX.1's.
+    """
     if "unet" in sizes:
+        parts = SDXL
         unet_denoiser(sizes["unet"], folder, seed)
-    else:
+    elif "text_encoder_3" in sizes:
+        parts = SD3
         denoiser(sizes["transformer"], folder, seed, shift=3.0)
-        _transformers(T5, "T5EncoderModel", "t5", sizes["text_encoder_3"], folder / "text_encoder_3", seed)
-        t5_tokenizer(512).save_pretrained(folder / "tokenizer_3")
+    else:
+        parts = FLUX
+        flux_denoiser(sizes["transformer"], folder, seed)
     _diffusers((AutoencoderKL, AutoencoderKLConfig, autoencoder_kl.table), "AutoencoderKL", sizes["vae"], folder / "vae", seed)
-    for number, name in enumerate(("text_encoder", "text_encoder_2")):
-        kind = (SDXL if "unet" in sizes else SD3)[name][1]
-        part = CLIP_TEXT_PLAIN if kind == "CLIPTextModel" else CLIP_TEXT
-        _transformers(part, kind, "clip_text_model", sizes[name], folder / name, seed + number)
-        clip_tokenizer(sizes[name]["max_position_embeddings"]).save_pretrained(folder / name.replace("text_encoder", "tokenizer"))
+    for number, name in enumerate(sorted(name for name in sizes if name.startswith("text_encoder"))):
+        kind = parts[name][1]
+        part, model_type = TEXT_ENCODERS[kind]
+        _transformers(part, kind, model_type, sizes[name], folder / name, seed + number)
+        tokenizer = t5_tokenizer(512) if model_type == "t5" else clip_tokenizer(sizes[name]["max_position_embeddings"])
+        tokenizer.save_pretrained(folder / name.replace("text_encoder", "tokenizer"))
 
 
 def unet_denoiser(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
@@ -146,6 +176,13 @@ def unet_denoiser(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
     _diffusers((UNet, UNetConfig, unet.table), "UNet2DConditionModel", sizes, folder / "unet", seed)
     files.write_json(folder / "scheduler" / "scheduler_config.json", SDXL_SCHEDULER)
     files.write_json(folder / "model_index.json", {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True} | SDXL)
+
+
+def flux_denoiser(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
+    """Writes FLUX.1's denoiser, scheduler and model_index.json; sizes: the denoiser's config.json."""
+    _diffusers((FluxTransformer, FluxConfig, flux.table), "FluxTransformer2DModel", sizes, folder / "transformer", seed)
+    files.write_json(folder / "scheduler" / "scheduler_config.json", FLUX_SCHEDULER)
+    files.write_json(folder / "model_index.json", {"_class_name": "FluxPipeline"} | FLUX)
 
 
 def denoiser(sizes: Mapping[str, Any], folder: Path, seed: int, *, shift: float) -> None:

@@ -1,4 +1,4 @@
-"""What latent diffusion supervisors share: a diffusers pipeline's CLIP encoders and autoencoder, its denoiser's files, guidance."""
+"""What latent diffusion supervisors share: a diffusers pipeline's CLIP and T5 encoders and autoencoder, its denoiser's files, guidance."""
 
 import abc
 import dataclasses
@@ -18,17 +18,23 @@ from proxy_jax.models import parameters
 from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from proxy_jax.models.clip import CLIPText, CLIPTextConfig
 from proxy_jax.models.layers import Compute
+from proxy_jax.models.t5 import T5Config, T5Encoder
 from proxy_jax.supervisors import noise
-from proxy_jax.weights import autoencoder_kl, clip, hub
+from proxy_jax.weights import autoencoder_kl, clip, hub, t5
 from proxy_jax.weights.table import Table
 
 Text = Mapping[str, jax.Array]  # the text columns of a batch
 
 
 @parameters.jit
-def _encode_clip(encoder: CLIPText, ids: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+def _encode_clip(encoder: CLIPText, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     out = encoder(ids)
-    return out.penultimate.astype(jnp.float32), None if out.text_embeds is None else out.text_embeds.astype(jnp.float32)
+    return out.penultimate.astype(jnp.float32), (out.pooled if out.text_embeds is None else out.text_embeds).astype(jnp.float32)
+
+
+@parameters.jit
+def _encode_t5(encoder: T5Encoder, ids: jax.Array) -> jax.Array:
+    return encoder(ids).astype(jnp.float32)
 
 
 @parameters.jit
@@ -108,8 +114,8 @@ class LatentSupervisor(abc.ABC):
         tokenizer = AutoTokenizer.from_pretrained(self.folder / tokenizer)
         return tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="np")["input_ids"]
 
-    def clip(self, number: str, prompts: Sequence[str], *, projection: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
-        """Penultimate states [n, length, width] and projected pooled text [n, width] (None without projection), float32, of text_encoder<number>.
+    def clip(self, number: str, prompts: Sequence[str], *, projection: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Penultimate states [n, length, width] and pooled text [n, width], projected if the encoder does that, float32, of text_encoder<number>.
 
         The encoder is loaded, run and freed.
         """
@@ -124,6 +130,13 @@ class LatentSupervisor(abc.ABC):
         ids = self.tokenize(f"tokenizer{number}", prompts, encoder.config.max_position_embeddings)
         outputs = [jax.tree.map(sharding.to_host, _encode_clip(encoder, ids[i : i + 1])) for i in range(len(ids))]
         return jax.tree.map(lambda *rows: np.concatenate(rows), *outputs)
+
+    def t5(self, number: str, prompts: Sequence[str], length: int) -> np.ndarray:
+        """T5's states [n, length, width], float32, of text_encoder<number>, which is loaded, run and freed."""
+        folder, dtype_of = self.folder / f"text_encoder{number}", self.in_compute_dtype
+        encoder = hub.load_pretrained(folder, T5Encoder, T5Config, t5.table, compute=self.compute, dtype_of=dtype_of)
+        ids = self.tokenize(f"tokenizer{number}", prompts, length)
+        return np.concatenate([sharding.to_host(_encode_t5(encoder, ids[i : i + 1])) for i in range(len(ids))])
 
     @functools.cached_property
     def vae_config(self) -> AutoencoderKLConfig:

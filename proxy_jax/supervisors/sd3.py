@@ -11,19 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from proxy_jax import sharding
 from proxy_jax.models import parameters
 from proxy_jax.models.layers import Compute, split_keys
 from proxy_jax.models.mmdit import SD3Config, SD3Transformer
-from proxy_jax.models.t5 import T5Config, T5Encoder
 from proxy_jax.supervisors import noise
 from proxy_jax.supervisors.latent import LatentSupervisor, Text, guided, start_noise
-from proxy_jax.weights import hub, mmdit, t5
-
-
-@parameters.jit
-def _encode_t5(encoder: T5Encoder, ids: jax.Array) -> jax.Array:
-    return encoder(ids).astype(jnp.float32)
+from proxy_jax.weights import hub, mmdit
 
 
 @functools.partial(parameters.jit, static_argnames=("shape", "steps", "shift", "guidance_scale"))
@@ -94,15 +87,11 @@ class SD3Supervisor(LatentSupervisor):
         states, pooled = zip(*(self.clip(number, prompts) for number in ("", "_2")), strict=True)
         both = np.concatenate(states, axis=-1)
         both = np.pad(both, ((0, 0), (0, 0), (0, self.config.joint_attention_dim - both.shape[-1])))
-        return {"prompt_embeds": np.concatenate([both, self._t5(prompts)], axis=1), "pooled": np.concatenate(pooled, axis=-1)}
-
-    def _t5(self, prompts: Sequence[str]) -> np.ndarray:
-        if not self.with_t5:
-            return np.zeros((len(prompts), self.max_sequence_length, self.config.joint_attention_dim), np.float32)
-        folder, dtype_of = self.folder / "text_encoder_3", self.in_compute_dtype
-        encoder = hub.load_pretrained(folder, T5Encoder, T5Config, t5.table, compute=self.compute, dtype_of=dtype_of)
-        ids = self.tokenize("tokenizer_3", prompts, self.max_sequence_length)
-        return np.concatenate([sharding.to_host(_encode_t5(encoder, ids[i : i + 1])) for i in range(len(ids))])
+        if self.with_t5:
+            states = self.t5("_3", prompts, self.max_sequence_length)
+        else:
+            states = np.zeros((len(prompts), self.max_sequence_length, self.config.joint_attention_dim), np.float32)
+        return {"prompt_embeds": np.concatenate([both, states], axis=1), "pooled": np.concatenate(pooled, axis=-1)}
 
     def loss(self, model: SD3Transformer, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
         """The flow-matching loss of each example [batch]; batch: latent_mean, latent_std, prompt_embeds, pooled, row_index (of the randomness)."""

@@ -26,6 +26,7 @@ LONG = "an oil painting of a dog that reads " + "and reads " * 20
 SEED, INDICES, STEPS = 7, np.asarray([5, 9]), 10
 RANK, ALPHA = 4, 8.0
 SELF_AND_CROSS = ["to_k", "to_q", "to_v", "to_out.0"]
+JOINT = [f"attn.{name}" for name in ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", *SELF_AND_CROSS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Family:
     guidance_scale: float
     tokens: int  # of an encoded prompt
     length: dict[str, int]  # arguments of diffusers' encode_prompt and pipeline
+    tokenizers: tuple[str, ...]
     targets: list[str]  # the modules that diffusers' DreamBooth LoRA script adapts by default
     buffers: frozenset[str] = frozenset()  # tensors of the denoiser's file that are no parameters
 
@@ -46,10 +48,19 @@ FAMILIES = [
         guidance_scale=7.0,
         tokens=154,
         length={"max_sequence_length": 77},
-        targets=[f"attn.{name}" for name in ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", *SELF_AND_CROSS)],
+        tokenizers=("CLIPTokenizer", "CLIPTokenizer", "T5Tokenizer"),
+        targets=JOINT,
         buffers=frozenset({"pos_embed.pos_embed"}),
     ),
-    Family("sdxl", guidance_scale=5.0, tokens=77, length={}, targets=SELF_AND_CROSS),
+    Family("sdxl", guidance_scale=5.0, tokens=77, length={}, tokenizers=("CLIPTokenizer", "CLIPTokenizer"), targets=SELF_AND_CROSS),
+    Family(
+        "flux",
+        guidance_scale=3.5,
+        tokens=77,
+        length={"max_sequence_length": 77},
+        tokenizers=("CLIPTokenizer", "T5Tokenizer"),
+        targets=[*JOINT, *(f"{mlp}.net.{layer}" for mlp in ("ff", "ff_context") for layer in ("0.proj", "2"))],
+    ),
 ]
 
 
@@ -138,12 +149,17 @@ def draw(learner, text):
 @pytest.fixture(scope="module")
 def draw_theirs(learner, family):
     """draw_theirs(pipe, guidance_scale, output_type) -> the pictures (or latents) that diffusers draws from our noise and the prompts' text."""
+    packed = family.name == "flux"
     unit = noise.unit_noise(jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(SEED), INDICES), learner.latent_shape)
     options = {"num_inference_steps": STEPS, "height": 32, "width": 32} | family.length
 
     def theirs(pipe, guidance_scale: float = family.guidance_scale, output_type: str = "np") -> np.ndarray:
         latents = channels_first(np.asarray(unit))
-        return pipe(list(PROMPTS[:2]), latents=latents, output_type=output_type, guidance_scale=guidance_scale, **options).images
+        latents = pipe._pack_latents(latents, *latents.shape) if packed else latents
+        images = pipe(list(PROMPTS[:2]), latents=latents, output_type=output_type, guidance_scale=guidance_scale, **options).images
+        if output_type == "np":
+            return images
+        return channels_last(pipe._unpack_latents(images, 32, 32, pipe.vae_scale_factor) if packed else images)
 
     return theirs
 
@@ -154,7 +170,7 @@ def base(pipe, draw_theirs) -> np.ndarray:
     return draw_theirs(pipe)
 
 
-def test_the_folder_is_complete(pipe, learner):
+def test_the_folder_is_complete(pipe, learner, family):
     """diffusers and transformers find every weight of every part in it, and nothing else."""
     import diffusers
     import transformers
@@ -162,13 +178,13 @@ def test_the_folder_is_complete(pipe, learner):
     libraries = {"diffusers": diffusers, "transformers": transformers}
     index = json.loads((learner.folder / "model_index.json").read_text())
     parts = {name: value for name, value in index.items() if name.startswith((learner.lora_prefix, "vae", "text_encoder"))}
-    tokenizers = {name for name in index if name.startswith("tokenizer")}
-    assert len(parts) == 2 + len(tokenizers)
+    assert len(parts) == 2 + len(family.tokenizers)
     for name, (library, class_name) in parts.items():
         found, info = getattr(libraries[library], class_name).from_pretrained(learner.folder / name, output_loading_info=True)
         assert type(found) is type(getattr(pipe, name))
         assert not any(info.values()), (name, info)
-    assert {type(getattr(pipe, name)).__name__ for name in tokenizers} == ({"CLIPTokenizer"} | ({"T5Tokenizer"} if len(tokenizers) == 3 else set()))
+    tokenizers = sorted(name for name in index if name.startswith("tokenizer"))
+    assert tuple(type(getattr(pipe, name)).__name__ for name in tokenizers) == family.tokenizers
 
 
 def test_prompts(pipe, learner, text, family):
@@ -185,7 +201,10 @@ def test_prompts(pipe, learner, text, family):
         cases.append(("no T5", zeros, without, list(PROMPTS[:1])))
     for what, ours, oracle, prompts in cases:
         with torch.no_grad():
-            embeds, _, pooled, _ = oracle.encode_prompt(*[prompts] * len(tokenizers), do_classifier_free_guidance=False, **family.length)
+            if family.name == "flux":
+                embeds, pooled, _ = oracle.encode_prompt(prompts, prompts, **family.length)
+            else:
+                embeds, _, pooled, _ = oracle.encode_prompt(*[prompts] * len(tokenizers), do_classifier_free_guidance=False, **family.length)
         errors = [np.abs(ours["prompt_embeds"] - embeds.numpy()).max(axis=(1, 2)), np.abs(ours["pooled"] - pooled.numpy()).max(axis=1)]
         print(f"text ({what}): prompt_embeds {errors[0].max():.1e}, pooled {errors[1].max():.1e}")
         assert ours["prompt_embeds"].shape == embeds.shape == (len(prompts), family.tokens, 64) and max(map(np.max, errors)) < 1e-4
@@ -196,13 +215,27 @@ def test_prompts(pipe, learner, text, family):
 def test_pictures(pipe, model, draw, draw_theirs, base, family, guided):
     guidance_scale = family.guidance_scale if guided else 1.0
     pictures, latents = draw(model, guidance_scale)
-    expected = channels_last(draw_theirs(pipe, guidance_scale, "latent"))
+    expected = draw_theirs(pipe, guidance_scale, "latent")
     decibels = psnr(pictures, base if guided else draw_theirs(pipe, guidance_scale))
     error = np.abs(latents - expected).max()
     print(f"{STEPS} steps, guidance {guidance_scale}: latents {error:.1e} of {np.abs(expected).max():.1f}, pictures {decibels:.1f} dB")
     assert error < 1e-3 and decibels > 40
     if not guided:  # the comparison tells pictures apart
         assert psnr(pictures, base) < 40 and psnr(base[:1], base[1:]) < 40
+
+
+def test_what_guidance_leads_away_from_is_what_the_index_says(pipe, learner, model, draw, draw_theirs, base, family, monkeypatch):
+    """SDXL: zeros if force_zeros_for_empty_prompt (as in test_pictures), else the encoded empty prompt. The others have no such choice."""
+    if family.name == "sdxl":
+        monkeypatch.setattr(learner, "zeros_for_empty_prompt", False)
+        pipe.register_to_config(force_zeros_for_empty_prompt=False)
+        try:
+            theirs = draw_theirs(pipe)
+        finally:
+            pipe.register_to_config(force_zeros_for_empty_prompt=True)
+        decibels, change = psnr(draw(model, family.guidance_scale)[0], theirs), psnr(base, theirs)
+        print(f"away from the empty prompt: {decibels:.1f} dB (from zeros {change:.1f} dB)")
+        assert decibels > 40 and change < 40
 
 
 @pytest.fixture(scope="module")
@@ -233,17 +266,24 @@ def scaled_latents(pipe, pictures, draws):
     return ((latents - (config.shift_factor or 0.0)) * config.scaling_factor).detach()
 
 
-def sd3_loss(pipe, pictures, columns, draws, *, other: bool):
-    """One step's loss as diffusers' train_dreambooth_sd3.py computes it; other: of the velocity, with weights of the timesteps."""
+def noise_levels(pipe, draws):
+    """timesteps and sigmas [4, 1, 1, 1] as the scripts of the flow models draw them."""
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler
-    from diffusers.training_utils import compute_loss_weighting_for_sd3
 
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    x, unit = scaled_latents(pipe, pictures, draws), channels_first(draws.unit)
     u = torch.sigmoid(torch.from_numpy(draws.normal))
     timesteps = scheduler.timesteps[(u * scheduler.config.num_train_timesteps).long()]
     sigmas = torch.stack([scheduler.sigmas[(scheduler.timesteps == t).nonzero().item()] for t in timesteps]).reshape(-1, 1, 1, 1)
+    return timesteps, sigmas
+
+
+def sd3_loss(pipe, pictures, columns, draws, *, other: bool):
+    """One step's loss as diffusers' train_dreambooth_sd3.py computes it; other: of the velocity, with weights of the timesteps."""
+    from diffusers.training_utils import compute_loss_weighting_for_sd3
+
+    x, unit = scaled_latents(pipe, pictures, draws), channels_first(draws.unit)
+    timesteps, sigmas = noise_levels(pipe, draws)
     noisy = (1.0 - sigmas) * x + sigmas * unit
     predicted = pipe.transformer(noisy, columns["prompt_embeds"], columns["pooled"], timesteps, return_dict=False)[0]
     target = unit - x
@@ -251,6 +291,30 @@ def sd3_loss(pipe, pictures, columns, draws, *, other: bool):
         predicted, target = predicted * (-sigmas) + noisy, x
     weights = compute_loss_weighting_for_sd3("sigma_sqrt" if other else "logit_normal", sigmas)
     return prior_preserved(weights * (predicted - target) ** 2)
+
+
+def flux_loss(pipe, pictures, columns, draws, *, other: bool):
+    """One step's loss as diffusers' train_dreambooth_lora_flux.py computes it with --guidance_scale=1; other: with weights of the timesteps."""
+    import torch
+    from diffusers.training_utils import compute_loss_weighting_for_sd3
+
+    x, unit = scaled_latents(pipe, pictures, draws), channels_first(draws.unit)
+    (timesteps, sigmas), (height, width) = noise_levels(pipe, draws), x.shape[2:]
+    noisy = (1.0 - sigmas) * x + sigmas * unit
+    predicted = pipe.transformer(
+        hidden_states=pipe._pack_latents(noisy, *noisy.shape),
+        timestep=timesteps / 1000,
+        guidance=torch.tensor([1.0]).expand(4),
+        pooled_projections=columns["pooled"],
+        encoder_hidden_states=columns["prompt_embeds"],
+        txt_ids=torch.zeros(columns["prompt_embeds"].shape[1], 3),
+        img_ids=pipe._prepare_latent_image_ids(4, height // 2, width // 2, "cpu", torch.float32),
+        return_dict=False,
+    )[0]
+    scale = pipe.vae_scale_factor
+    predicted = pipe._unpack_latents(predicted, height * scale, width * scale, scale)
+    weights = compute_loss_weighting_for_sd3("sigma_sqrt" if other else "none", sigmas)
+    return prior_preserved(weights * (predicted - (unit - x)) ** 2)
 
 
 def sdxl_loss(pipe, pictures, columns, draws, *, other: bool):
@@ -271,13 +335,15 @@ def sdxl_loss(pipe, pictures, columns, draws, *, other: bool):
     return prior_preserved(weights.reshape(-1, 1, 1, 1) * (predicted - scheduler.get_velocity(x, unit, timesteps)) ** 2)
 
 
-SCRIPT_LOSSES = {"sd3": sd3_loss, "sdxl": sdxl_loss}
+SCRIPT_LOSSES = {"sd3": sd3_loss, "sdxl": sdxl_loss, "flux": flux_loss}
 
 
 def other_learner(learner, family):
     """The learner with the loss that the scripts' functions call other."""
     if family.name == "sd3":
         return dataclasses.replace(learner, weighting=noise.Weighting("sigma_sqrt"), precondition_outputs=False)
+    if family.name == "flux":
+        return dataclasses.replace(learner, weighting=noise.Weighting("sigma_sqrt"))
     other = dataclasses.replace(learner, snr_gamma=5.0)
     other.schedule = dataclasses.replace(learner.schedule, prediction_type="v_prediction")
     return other
@@ -347,8 +413,8 @@ def test_diffusers_draws_with_our_adapters(pipe, learner, adapted, adapted_pictu
     assert decibels > 40 and change < 30
 
 
-def test_we_draw_with_the_adapters_of_diffusers(pipe, learner, draw, draw_theirs, base, family, tmp_path):
-    """Saved as its script for the family saves them: for SDXL under diffusers' own older names."""
+def test_we_draw_with_the_adapters_of_diffusers(pipe, learner, draw, draw_theirs, adapted, base, family, tmp_path):
+    """Saved as its script for the family saves them: for SDXL under diffusers' own older names. The config adapts the same modules."""
     import peft
     import torch
     from diffusers.training_utils import _collate_lora_metadata
@@ -367,6 +433,7 @@ def test_we_draw_with_the_adapters_of_diffusers(pipe, learner, draw, draw_theirs
     assert any(".lora.down." in name for name in load_file(tmp_path / LORA_FILE)) == (family.name == "sdxl")
     model = learner.load_model(lambda name: jnp.float32)
     paths = lora.load(model, tmp_path / LORA_FILE, learner.table, prefix=learner.lora_prefix)
+    assert paths == sorted(lora.adapted(adapted))
     decibels, change = psnr(draw(model, family.guidance_scale)[0], theirs), psnr(base, theirs)
     print(f"diffusers' adapters here: {len(paths)} kernels, {decibels:.1f} dB (without them {change:.1f} dB)")
     assert decibels > 40 and change < 30

@@ -1,0 +1,22 @@
+"""FLUX.1-dev teaches LlamaGen-XL one's own subject: LoRA on both, 1000 proxies at 512 px learned at 256 px.
+
+    python -m proxy_jax.main --config configs/flux_llamagen.py --workdir runs/my_dog \\
+        --config.subject.photos=photos/my_dog --config.subject.class_noun=dog --config.subject.live=True
+
+Checkpoints (downloaded on first use): black-forest-labs/FLUX.1-dev (accept its non-commercial licence on its page first),
+peizesun/llamagen_t2i, google/flan-t5-xl, facebook/dino-vits16, openai/clip-vit-base-patch32.
+Hardware: accelerators with 40 GB or more in all (the frozen denoiser takes 24 GB in bfloat16). Not run at full size by us yet: no score
+or time is claimed.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    base.flux(config)
+    config.subject_tuning.training.preview_every = 100
+    config.proxy_tuning.training.preview_every = 250
+    return config
