@@ -7,6 +7,7 @@ setup(
     version="0.1.0",
     description="Proxy-Tuning of autoregressive image models in JAX, native to TPUs",
     packages=find_packages(include=["proxy_jax", "proxy_jax.*"]),
+    package_data={"proxy_jax": ["checkpoints/**/*"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
         "jax>=0.7.2,<0.12",
@@ -39,6 +40,7 @@ setup(
         "microworld": ["skia-python>=138"],  # draws the pictures that the micro checkpoints are trained on; they themselves do not need it
         "test": [
             "skia-python>=138",
+            *("nbformat>=5.10", "nbclient>=0.10", "ipykernel>=6.29"),  # runs the notebook
             *("pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14"),
             *("torch==2.13.0", "diffusers>=0.38,<0.43", "peft>=0.18", "accelerate>=1", "beautifulsoup4>=4.12"),  # oracles
         ],

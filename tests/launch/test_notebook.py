@@ -1,0 +1,47 @@
+"""The notebook, run top to bottom in a fresh kernel at small scale, and committed with its outputs."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOK = ROOT / "launch" / "colab" / "micro.ipynb"
+CHECKPOINTS = ROOT / "proxy_jax" / "checkpoints" / "micro"
+pytestmark = pytest.mark.skipif(not (CHECKPOINTS / "student" / "gpt.safetensors").is_file(), reason="the micro student is not trained yet")
+SMALL = {
+    "subject_tuning.training.steps": 4,
+    "subject_tuning.training.preview_every": 2,
+    "subject_tuning.prior.num_images": 8,
+    "subject_tuning.prior.steps": 2,
+    "proxy_generation.num_images": 40,
+    "proxy_generation.steps": 2,
+    "proxy_tuning.training.steps": 4,
+    "proxy_tuning.training.preview_every": 2,
+    "evaluation.num_prompts": 3,
+    "evaluation.images_per_prompt": 2,
+    "evaluation.supervisor.steps": 2,
+}
+
+
+@pytest.mark.slow
+def test_every_cell_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    parameters.source += f"\nWORKDIR, CHANGES = {str(tmp_path)!r}, {SMALL!r}\n"
+    NotebookClient(notebook, timeout=500, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    pictures = [output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})]
+    assert len(pictures) == 1 + 1 + 1 + 1 + 3, "photos, previews, proxies, previews, and the samples of three arms"
+    assert (tmp_path / "dog6" / "evaluation" / "report.html").is_file()
+
+
+def test_it_is_committed_with_its_outputs():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), "run top to bottom, once"
+    assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+    assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs) >= 7
+    assert str(ROOT.parent) not in NOTEBOOK.read_text()
