@@ -140,6 +140,8 @@ def test_a_wrong_command_line_is_explained(command, arguments, text, tmp_path):
         (["evaluation.arms=teacher"], "evaluation.arms is 'teacher'; it can be supervisor or student or untuned_supervisor"),
         (["evaluation.arms=student", "evaluation.arms=student"], "evaluation.arms names one arm or more, each once"),
         (["supervisor.family=sdxxl"], "supervisor.family is 'sdxxl'; it can be sd3"),
+        (["supervisor.sampler=heun"], "supervisor.sampler is 'heun'; it can be euler or ddim"),
+        (["subject_tuning.snr_gamma=-1.0"], "subject_tuning.snr_gamma is -1.0; it must be at least 0"),
         (["student.family=gpt4"], "student.family is 'gpt4'; it can be llamagen"),
         (["compute.dtype=int8"], "compute.dtype is 'int8'; it can be bfloat16 or float32"),
         (["evaluation.images_per_prompt=0"], "evaluation.images_per_prompt is 0; it must be at least 1"),

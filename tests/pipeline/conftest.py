@@ -21,8 +21,8 @@ PathFinder.find_spec = lambda name, path=None, target=None: None if name.split('
 COMMAND = BLOCKED + "runpy.run_module('proxy_jax.main', run_name='__main__')"
 
 
-def start(workdir: Path, *arguments: str, devices: int = 1) -> subprocess.Popen:
-    """Starts the smoke run in `workdir` on so many virtual CPU devices; its output goes to workdir.log."""
+def start(workdir: Path, *arguments: str, devices: int = 1, config: str = "configs/smoke.py") -> subprocess.Popen:
+    """Starts the smoke run (or its variant `config`) in `workdir` on so many virtual CPU devices; its output goes to workdir.log."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
@@ -30,7 +30,7 @@ def start(workdir: Path, *arguments: str, devices: int = 1) -> subprocess.Popen:
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "HF_HUB_OFFLINE": "1",
     }
-    command = [sys.executable, "-c", COMMAND, "--config=configs/smoke.py", f"--workdir={workdir}", *arguments]
+    command = [sys.executable, "-c", COMMAND, f"--config={config}", f"--workdir={workdir}", *arguments]
     with workdir.with_suffix(".log").open("a") as log:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 

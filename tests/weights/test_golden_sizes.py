@@ -40,6 +40,22 @@ def sd3_transformer():
     return config, model.state_dict(), inputs | outputs
 
 
+def sdxl_unet():
+    from diffusers import UNet2DConditionModel
+
+    config = dict(block_out_channels=(8, 24), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), layers_per_block=1, norm_num_groups=4)
+    config |= dict(up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=(1, 3), attention_head_dim=(2, 3))
+    config |= dict(cross_attention_dim=20, use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=6)
+    model = randomised(UNet2DConditionModel(**config, projection_class_embeddings_input_dim=46))
+    sample, timesteps, states, pooled, ids = draws(2, 4, 6, 10), torch.tensor([700.0, 3.0]), draws(2, 5, 20), draws(2, 10), draws(2, 6).abs() * 100
+    added = dict(text_embeds=pooled, time_ids=ids)
+    embedded = model.add_time_proj(ids.flatten()).reshape(2, -1)
+    io = dict(sample=sample, timesteps=timesteps, encoder_hidden_states=states, time_id_emb=embedded, **added)
+    io |= dict(output=model(sample, timesteps, states, added_cond_kwargs=added).sample, time_emb=model.time_embedding(model.time_proj(timesteps)))
+    io |= dict(aug_emb=model.add_embedding(torch.cat([pooled, embedded], dim=-1)))
+    return config | dict(projection_class_embeddings_input_dim=46), model.state_dict(), io
+
+
 def autoencoder_kl():
     from diffusers import AutoencoderKL
 
@@ -97,7 +113,7 @@ def written(make, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("make", [sd3_transformer, autoencoder_kl, clip_text_l, dino_vit], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [sd3_transformer, sdxl_unet, autoencoder_kl, clip_text_l, dino_vit], ids=lambda make: make.__name__)
 def test_another_size_passes_and_another_weight_misses(make, tmp_path, capsys):
     folder = written(make, tmp_path / make.__name__)
     assert check.main(["golden", str(folder)]) == 0, capsys.readouterr().out

@@ -1,0 +1,30 @@
+"""The four stages with each further family of supervisors, by the variants of the smoke run."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from tests.pipeline.conftest import finish, start
+
+pytestmark = pytest.mark.slow
+
+# family -> the number of modules that its LoRA adapts: of SDXL eight in each of two layers of four transformers
+FAMILIES = {"sdxl": 4 * 2 * 8}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_four_stages(family, tmp_path, subject_flags):
+    workdir = tmp_path / "run"
+    finish(start(workdir, *subject_flags, config=f"configs/smoke.py:{family}"), workdir)
+    report = json.loads((workdir / "evaluation" / "report.json").read_text())
+    assert [row["arm"] for row in report["rows"]] == ["supervisor", "student"] and all(row["scores"]["images"] == 8 for row in report["rows"])
+    with safe_open(workdir / "subject_tuning" / "weights" / "pytorch_lora_weights.safetensors", "numpy") as adapters:
+        names = list(adapters.keys())
+        assert len(names) == 2 * FAMILIES[family] and all(np.abs(adapters.get_tensor(name)).max() > 0 for name in names)
+    losses = [json.loads(line)["loss"] for line in (workdir / "subject_tuning" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 8 and np.isfinite(losses).all()
+    drawn = [np.asarray(Image.open(path)) for path in sorted((workdir / "proxy_generation" / "images").iterdir())]
+    assert len({picture.tobytes() for picture in drawn}) == 16 and all(picture.std() > 5 for picture in drawn)
