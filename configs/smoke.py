@@ -3,9 +3,10 @@
     python -m proxy_jax.main --config configs/smoke.py --workdir runs/smoke
     python -m proxy_jax.main --config configs/smoke.py:sdxl --workdir runs/smoke_sdxl
 
-The argument is the supervisor's family: sd3 (the default), sdxl or flux. Hardware: 2 CPU cores, under 3 minutes. Expected result:
-evaluation/report.html in the workdir; no score in it means anything. The photos are DreamBench's dog where that set lies beside the
-checkout, else the three drawings in configs/smoke_photos.
+The argument: the family of the supervisor (sd3, the default, sdxl or flux) and, after a comma, of the student (llamagen, the default, or
+lumina_mgpt), e.g. configs/smoke.py:sd3,lumina_mgpt. Hardware: 2 CPU cores, under 3 minutes. Expected result: evaluation/report.html in the
+workdir; no score in it means anything. The photos are DreamBench's dog where that set lies beside the checkout, else the three drawings in
+configs/smoke_photos.
 """
 
 from pathlib import Path
