@@ -20,6 +20,7 @@ from proxy_jax.models.layers import Compute
 from proxy_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from proxy_jax.models.mmdit import SD3Config, SD3Transformer
 from proxy_jax.models.t5 import T5Config, T5Encoder
+from proxy_jax.models.unet import UNet, UNetConfig
 from proxy_jax.models.vit import ViT, ViTConfig
 from proxy_jax.models.vqgan import VQConfig, VQModel
 
@@ -28,6 +29,10 @@ TEXT = dict(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_laye
 VISION = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8)
 SD3 = dict(sample_size=8, num_attention_heads=4, attention_head_dim=16, joint_attention_dim=32, caption_projection_dim=64, pooled_projection_dim=32)
 SD3 |= dict(patch_size=2, in_channels=4, out_channels=4, pos_embed_max_size=8)
+UNET = dict(block_out_channels=(32, 64), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), layers_per_block=1, norm_num_groups=8)
+UNET |= dict(up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=(1, 2), attention_head_dim=(2, 4))
+UNET |= dict(cross_attention_dim=32, use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8)
+UNET |= dict(projection_class_embeddings_input_dim=80)
 
 
 def draws(*shape: int) -> np.ndarray:
@@ -52,8 +57,16 @@ def flux_model() -> FluxTransformer:
     return FluxTransformer(config, compute=COMPUTE, rngs=nnx.Rngs(0))
 
 
+def unet(model, latents, text, pooled, time_ids):
+    return model(latents, jnp.asarray([10.0, 200.0, 500.0, 990.0]), text, pooled, time_ids)
+
+
 def llamagen(model, caption, mask, image_tokens):
     return model.logits(model.hidden_states(caption, mask, image_tokens, grid=3))
+
+
+def sdxl() -> UNet:
+    return UNet(UNetConfig(**UNET), compute=COMPUTE, rngs=nnx.Rngs(0))
 
 
 def gpt() -> LlamaGen:
@@ -75,6 +88,7 @@ def cases() -> dict:
     vae = AutoencoderKLConfig(block_out_channels=(16, 32), latent_channels=4, layers_per_block=1, norm_num_groups=8)
     vq = VQConfig(ch=32, ch_mult=(1, 2), z_channels=32, codebook_size=64, codebook_embed_dim=8, num_res_blocks=1)
     sd3_inputs, image, rngs = (draws(8, 8, 4), draws(5, 32), draws(32)), draws(16, 16, 3), lambda: nnx.Rngs(0)
+    unet_inputs = (*sd3_inputs, 100 * np.abs(draws(6)))
     gpt_inputs = (draws(6, 32), np.ones((ROWS, 6), bool), ids(8, 64))
     return {
         "sd3": (lambda: SD3Transformer(SD3Config(**SD3, num_layers=3), compute=COMPUTE, rngs=rngs()), sd3, sd3_inputs),
@@ -84,6 +98,7 @@ def cases() -> dict:
             sd3_inputs,
         ),
         "flux": (flux_model, flux, sd3_inputs),
+        "unet": (sdxl, unet, unet_inputs),
         "llamagen": (gpt, llamagen, gpt_inputs),
         "chameleon": (lambda: Chameleon(lumina, compute=COMPUTE, rngs=rngs()), chameleon, lumina_inputs),
         "t5": (lambda: T5Encoder(t5, compute=COMPUTE, rngs=rngs()), lambda model, tokens: model(tokens), (ids(9, 50),)),
@@ -94,6 +109,7 @@ def cases() -> dict:
         "chameleon_gradient": (lambda: Chameleon(lumina, compute=COMPUTE, rngs=rngs()), gradient(chameleon), lumina_inputs),
         "llamagen_gradient": (gpt, gradient(llamagen), gpt_inputs),
         "flux_gradient": (flux_model, gradient(flux), sd3_inputs),
+        "unet_gradient": (sdxl, gradient(unet), unet_inputs),
         "sd3_gradient": (lambda: SD3Transformer(SD3Config(**SD3, num_layers=3), compute=COMPUTE, rngs=rngs()), gradient(sd3), sd3_inputs),
     }
 
