@@ -11,8 +11,9 @@ from tests.pipeline.conftest import finish, start
 
 pytestmark = pytest.mark.slow
 
-# family -> the number of modules that its LoRA adapts: of SDXL eight in each of two layers of four transformers
-FAMILIES = {"sdxl": 4 * 2 * 8}
+# family -> the number of modules that its LoRA adapts: of SDXL eight in each of two layers of four transformers, of FLUX.1 twelve in each
+# of two double blocks and three in each of two single ones
+FAMILIES = {"sdxl": 4 * 2 * 8, "flux": 2 * 12 + 2 * 3}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -56,6 +56,22 @@ def sdxl_unet():
     return config | dict(projection_class_embeddings_input_dim=46), model.state_dict(), io
 
 
+def flux_transformer():
+    """Without guidance, as schnell is."""
+    from diffusers import FluxPipeline, FluxTransformer2DModel
+
+    config = dict(in_channels=24, num_layers=3, num_single_layers=1, attention_head_dim=12, num_attention_heads=3, joint_attention_dim=20)
+    config |= dict(pooled_projection_dim=10, guidance_embeds=False, axes_dims_rope=(2, 6, 4))
+    model = randomised(FluxTransformer2DModel(**config))
+    latents, timestep, states, pooled, txt_ids = draws(2, 6, 10, 4), torch.tensor([0.7, 0.003]), draws(2, 4, 20), draws(2, 10), torch.zeros(4, 3)
+    packed, img_ids = FluxPipeline._pack_latents(latents, 2, 6, 10, 4), FluxPipeline._prepare_latent_image_ids(2, 5, 2, "cpu", torch.float32)
+    output = model(packed, states, pooled, timestep, img_ids, txt_ids).sample
+    rope_cos, rope_sin = model.pos_embed(torch.cat([txt_ids, img_ids]))
+    io = dict(latents=latents, timestep=timestep, encoder_hidden_states=states, pooled_projections=pooled, txt_ids=txt_ids, packed=packed)
+    io |= dict(temb=model.time_text_embed(timestep * 1000, pooled), rope_cos=rope_cos, rope_sin=rope_sin)
+    return config, model.state_dict(), io | dict(output_packed=output, output_unpacked=FluxPipeline._unpack_latents(output, 80, 32, 8))
+
+
 def autoencoder_kl():
     from diffusers import AutoencoderKL
 
@@ -113,7 +129,9 @@ def written(make, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("make", [sd3_transformer, sdxl_unet, autoencoder_kl, clip_text_l, dino_vit], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [sd3_transformer, sdxl_unet, flux_transformer, autoencoder_kl, clip_text_l, dino_vit], ids=lambda make: make.__name__
+)
 def test_another_size_passes_and_another_weight_misses(make, tmp_path, capsys):
     folder = written(make, tmp_path / make.__name__)
     assert check.main(["golden", str(folder)]) == 0, capsys.readouterr().out
