@@ -87,9 +87,11 @@ def pretraining() -> ConfigDict:
         dict(
             recipe="vq",  # vq | kl | text_encoders | metrics | probes | supervisor | student
             model=ConfigDict(),  # its sizes, in the fields of its official config.json
-            # Finished checkpoints. start: what it begins as (of vq and kl an AutoencoderKL, of generators one of their own; "": random weights).
-            # vq: of probes, what some pictures go through. encoders: of the supervisor, the pipeline with its frozen parts
-            parts=ConfigDict(dict(start="", vq="", encoders="")),
+            # Finished checkpoints. start: what it begins as (of vq and kl an AutoencoderKL, of generators one of their own; "": random
+            # weights). vq, vae: of probes, what half of its pictures go through. encoders: of the supervisor, the pipeline with its frozen
+            # parts. probes: of the generators, what scores them ("": they are not scored)
+            parts=ConfigDict(dict(start="", vq="", vae="", encoders="", probes="")),
+            publish="",  # a folder to copy the finished weights and the card to, as they lie among the checkpoints
             pictures=50_000,  # of the pre-training set
             pictures_cache="runs/micro/pictures",  # where they are kept: the recipes share them
             resolution=48,
@@ -97,6 +99,30 @@ def pretraining() -> ConfigDict:
             shift=1.0,  # supervisor: the timestep shift; 3 is SD3's at 1024 px
             unquantised=training(),  # vq: steps before there is a codebook
             training=training(),
+        )
+    )
+
+
+def experiment() -> ConfigDict:
+    """The field `experiment` of the configs that compare many runs over subjects (configs/micro/dreambench.py)."""
+    return ConfigDict(
+        dict(
+            subjects=(),  # DreamBench's names
+            photos="",  # the folder of their folders
+            results="{workdir}/results",  # where each run's scores are kept
+            document="",  # a folder that gets the tables and figures too
+            shared=ConfigDict(),  # changes of the run that tunes the supervisor and draws the proxies
+            arms=(),  # (name, changes of the run that uses them) each, in their order; changes: a nested dict of fields
+            together=0,  # one more arm: so many subjects in one student
+            tokens=(),  # of the others among them
+            reference="supervisor",  # the arm that all others' gains are shown on
+            main_arm="proxy",  # the arm that the curve over the number of proxies is about; "": none
+            main_score="identity_context",  # the one that is tested
+            primary=(),  # (arm, the arm it is held against) each: what is claimed, of which each must hold
+            contrasts=(),  # further pairs, corrected for their number
+            # The account of weak-to-strong, of the micro-world only: arms tuned on proxies whose errors are held against those of the proxies
+            account_arms=(),
+            account_pictures=200,  # of each: the first so many proxies
         )
     )
 
@@ -166,25 +192,6 @@ def get_config() -> ConfigDict:
             clip="openai/clip-vit-base-patch32",
             probes="",  # of the micro-world: a folder with the probe that reads identity and context from its pictures
             direct="",  # the workdir of a finished run with proxy_tuning.source=photos: its student is one more arm, direct_student
-        )
-    )
-    # Many runs compared (proxy_jax/stages/experiment.py; configs/micro/dreambench.py)
-    config.experiment = ConfigDict(
-        dict(
-            subjects=(),  # DreamBench's names
-            photos="",  # the folder of their folders
-            results="",  # where each run's scores are kept
-            shared=ConfigDict(),  # changes of the run that tunes the supervisor and draws the proxies
-            arms=ConfigDict(),  # name -> changes of the run that uses them
-            together=0,  # one more arm: so many subjects in one student
-            tokens=(),  # of the others among them
-            reference="supervisor",  # the arm that the others are held against
-            student="proxy",  # the arm that the comparison is about: its gain on each of the baselines, and its likes with fewer proxies
-            baselines=(),
-            # The account of weak-to-strong, of the micro-world only: arms tuned on proxies whose errors are held against those of the proxies
-            account_arms=(),
-            account_pictures=200,  # of each: the first so many proxies
-            document="",  # a folder that gets the tables and figures too
         )
     )
     return config.lock()

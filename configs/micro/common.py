@@ -2,8 +2,12 @@
 
     python -m proxy_jax.main --config configs/micro/RECIPE.py --workdir runs/micro/RECIPE
 
-in this order: kl, vq, text_encoders, metrics, probes, supervisor, student. The result lies in WORKDIR/pretraining/weights with its model
-card beside it, WORKDIR/pretraining/README.md; those that come with the package were copied from there to proxy_jax/checkpoints/micro.
+It takes the checkpoints that it needs from those that come with the package; the result lies in WORKDIR/pretraining/weights with its model
+card beside it. To train all of them anew, each on those before it, in a folder of their own:
+
+    for recipe in kl vq text_encoders metrics probes supervisor student; do
+        python -m proxy_jax.main --config configs/micro/$recipe.py:runs/micro/checkpoints --workdir runs/micro/$recipe
+    done
 """
 
 from ml_collections import ConfigDict
@@ -15,33 +19,38 @@ CHECKPOINTS = "{package}/checkpoints/micro"
 TEXT_LENGTH = 16  # tokens of a caption, with its marks
 
 
-def pretraining(recipe: str, model: dict, **training) -> ConfigDict:
-    """A config of the pre-training stage alone: a recipe, its model's sizes and changes to the training fields."""
+def pretraining(recipe: str, model: dict, checkpoints: str, **training) -> ConfigDict:
+    """A config of the pre-training stage alone: a recipe, its model's sizes and changes to the training fields.
+
+    checkpoints: where those that it needs lie; its own goes there too, unless that is the package.
+    """
     config = base.get_config()
     config.stages = ("pretraining",)
     config.compute.dtype = "float32"
     config.compute.remat = "none"
+    generators(config, checkpoints)
     with config.unlocked():
         config.pretraining = base.pretraining()
         config.pretraining.model = model
     config.pretraining.recipe = recipe
+    config.pretraining.publish = "" if checkpoints == CHECKPOINTS else checkpoints
     config.pretraining.training.update(
         **dict(schedule="cosine", warmup_steps=100, beta2=0.99, weight_decay=0.01, checkpoint_every=200, log_every=50) | training
     )
     return config
 
 
-def generators(config: ConfigDict) -> None:
+def generators(config: ConfigDict, checkpoints: str = CHECKPOINTS) -> None:
     """The micro checkpoints as a run's supervisor, student and metrics."""
-    config.supervisor.checkpoint = f"{CHECKPOINTS}/supervisor"
+    config.supervisor.checkpoint = f"{checkpoints}/supervisor"
     config.supervisor.resolution = 48
     config.supervisor.max_sequence_length = TEXT_LENGTH
-    config.student.gpt = f"{CHECKPOINTS}/student/gpt.safetensors"
-    config.student.vq = f"{CHECKPOINTS}/student/vq.safetensors"
-    config.student.text_encoder = f"{CHECKPOINTS}/student/text_encoder"
+    config.student.gpt = f"{checkpoints}/student/gpt.safetensors"
+    config.student.vq = f"{checkpoints}/student/vq.safetensors"
+    config.student.text_encoder = f"{checkpoints}/student/text_encoder"
     config.student.resolution = 48
-    config.evaluation.dino = f"{CHECKPOINTS}/metrics/dino"
-    config.evaluation.clip = f"{CHECKPOINTS}/metrics/clip"
+    config.evaluation.dino = f"{checkpoints}/metrics/dino"
+    config.evaluation.clip = f"{checkpoints}/metrics/clip"
 
 
 def main_job(subject: str) -> ConfigDict:
@@ -56,7 +65,8 @@ def main_job(subject: str) -> ConfigDict:
     config.evaluation.probes = f"{CHECKPOINTS}/metrics/probes"
 
     tuning, student = config.subject_tuning, config.proxy_tuning
-    tuning.lora.update(rank=16, alpha=16.0)
+    # On attention and MLPs, as the student's: neither learner shall lack what the other has.
+    tuning.lora.update(rank=16, alpha=16.0, pattern=r"(blocks|dual_blocks|last_block)\.(attention\.(img|txt)_(q|k|v|o)|(img|txt)_mlp\.fc[12])")
     tuning.training.update(steps=300, batch_size=16, learning_rate=1e-3, preview_every=100, weight_decay=0.0)
     tuning.prior.update(num_images=64, steps=20, guidance_scale=3.0)
     tuning.precondition_outputs = False

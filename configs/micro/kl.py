@@ -12,7 +12,7 @@ from configs.micro import common
 WIDTHS = (32, 32, 128)  # the tokenizer's too, which begins as this
 
 
-def get_config() -> ConfigDict:
+def get_config(checkpoints: str = common.CHECKPOINTS) -> ConfigDict:
     sizes = dict(
         block_out_channels=WIDTHS,
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -24,6 +24,6 @@ def get_config() -> ConfigDict:
         use_post_quant_conv=False,
         sample_size=48,
     )
-    config = common.pretraining("kl", sizes, steps=2600, batch_size=16, learning_rate=1e-3, weight_decay=0.0, warmup_steps=50)
+    config = common.pretraining("kl", sizes, checkpoints, steps=2600, batch_size=16, learning_rate=1e-3, weight_decay=0.0, warmup_steps=50)
     config.pretraining.pictures = 40_000
     return config

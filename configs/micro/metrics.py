@@ -14,7 +14,7 @@ from configs.micro.text_encoders import CLIP_TEXT
 VISION = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, image_size=48, patch_size=6)
 
 
-def get_config() -> ConfigDict:
+def get_config(checkpoints: str = common.CHECKPOINTS) -> ConfigDict:
     sizes = dict(
         dino=VISION | dict(hidden_act="gelu", qkv_bias=True, layer_norm_eps=1e-12),
         clip=dict(
@@ -23,6 +23,6 @@ def get_config() -> ConfigDict:
             vision_config=VISION | dict(hidden_act="quick_gelu", projection_dim=64),
         ),
     )
-    config = common.pretraining("metrics", sizes, steps=1500, batch_size=64, learning_rate=1e-3)
+    config = common.pretraining("metrics", sizes, checkpoints, steps=1500, batch_size=64, learning_rate=1e-3)
     config.pretraining.pictures = 40_000
     return config

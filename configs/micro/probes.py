@@ -11,9 +11,11 @@ from configs.micro import common
 from configs.micro.metrics import VISION
 
 
-def get_config() -> ConfigDict:
+def get_config(checkpoints: str = common.CHECKPOINTS) -> ConfigDict:
     sizes = VISION | dict(hidden_act="gelu", qkv_bias=True, layer_norm_eps=1e-12)
-    config = common.pretraining("probes", sizes, steps=2000, batch_size=64, learning_rate=1e-3)
+    config = common.pretraining("probes", sizes, checkpoints, steps=2000, batch_size=64, learning_rate=1e-3)
     config.pretraining.pictures = 40_000
-    config.pretraining.parts.vq = f"{common.CHECKPOINTS}/student/vq.safetensors"
+    config.seed = 1  # other pictures than those that the generators learn from
+    config.pretraining.parts.vae = f"{checkpoints}/supervisor/vae"
+    config.pretraining.parts.vq = f"{checkpoints}/student/vq.safetensors"
     return config

@@ -10,9 +10,11 @@ from ml_collections import ConfigDict
 from configs.micro import common
 
 
-def get_config() -> ConfigDict:
+def get_config(checkpoints: str = common.CHECKPOINTS) -> ConfigDict:
     sizes = dict(dim=192, n_layer=6, n_head=3, vocab_size=4096, caption_dim=128, cls_token_num=common.TEXT_LENGTH, multiple_of=32)
-    config = common.pretraining("student", sizes, steps=9000, batch_size=32, learning_rate=1e-3, warmup_steps=200, beta2=0.95)
+    config = common.pretraining("student", sizes, checkpoints, steps=9000, batch_size=32, learning_rate=1e-3, warmup_steps=200, beta2=0.95)
     config.pretraining.pictures = 150_000
-    common.generators(config)
+    config.pretraining.parts.probes = f"{checkpoints}/metrics/probes"
+    config.evaluation.batch_size = 75
+    config.evaluation.student.update(guidance_scale=3.0, top_k=0)
     return config

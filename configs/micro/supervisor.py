@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs.micro import common
 
 
-def get_config() -> ConfigDict:
+def get_config(checkpoints: str = common.CHECKPOINTS) -> ConfigDict:
     sizes = dict(
         sample_size=12,
         patch_size=2,
@@ -24,9 +24,11 @@ def get_config() -> ConfigDict:
         pooled_projection_dim=128,
         pos_embed_max_size=6,
     )
-    config = common.pretraining("supervisor", sizes, steps=6000, batch_size=64, learning_rate=1e-3, warmup_steps=200, ema_decay=0.999)
+    config = common.pretraining("supervisor", sizes, checkpoints, steps=6000, batch_size=64, learning_rate=1e-3, warmup_steps=200, ema_decay=0.999)
     config.pretraining.pictures = 100_000
-    config.pretraining.parts.encoders = f"{common.CHECKPOINTS}/supervisor"
-    common.generators(config)
+    config.pretraining.parts.encoders = f"{checkpoints}/supervisor"
     config.subject_tuning.precondition_outputs = False
+    config.pretraining.parts.probes = f"{checkpoints}/metrics/probes"
+    config.evaluation.batch_size = 75
+    config.evaluation.supervisor.update(steps=20, guidance_scale=3.0)
     return config

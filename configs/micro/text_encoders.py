@@ -45,13 +45,13 @@ VISION = dict(
 )
 
 
-def get_config() -> ConfigDict:
+def get_config(checkpoints: str = common.CHECKPOINTS) -> ConfigDict:
     sizes = dict(
         text_encoder=CLIP_TEXT | dict(hidden_act="quick_gelu"),
         text_encoder_2=CLIP_TEXT | dict(hidden_act="gelu"),
         text_encoder_3=T5,
         vision=VISION,
     )
-    config = common.pretraining("text_encoders", sizes, steps=1200, batch_size=96, learning_rate=1e-3)
+    config = common.pretraining("text_encoders", sizes, checkpoints, steps=1200, batch_size=96, learning_rate=1e-3)
     config.pretraining.pictures = 40_000
     return config

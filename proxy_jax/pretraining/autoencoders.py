@@ -117,23 +117,27 @@ def _batches(pictures: np.ndarray, training: ConfigDict, seed: int) -> loader.Ba
 
 @parameters.jit
 def _project(model: VQModel, pictures: jax.Array) -> jax.Array:
-    return model.codebook.project(model.latents(to_pixels(pictures)))
+    with jax.default_matmul_precision("highest"):  # accelerators round float32 products otherwise, and codes flip
+        return model.codebook.project(model.latents(to_pixels(pictures)))
 
 
 @parameters.jit
 def _moments(model: AutoencoderKL, pictures: jax.Array) -> jax.Array:
-    return model.moments(to_pixels(pictures))[0]
+    with jax.default_matmul_precision("highest"):
+        return model.moments(to_pixels(pictures))[0]
 
 
 @parameters.jit
 def _through_vq(model: VQModel, pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
-    indices = model.encode(to_pixels(pictures))
-    return model.decode(indices), indices
+    with jax.default_matmul_precision("highest"):
+        indices = model.encode(to_pixels(pictures))
+        return model.decode(indices), indices
 
 
 @parameters.jit
 def _through_kl(model: AutoencoderKL, pictures: jax.Array) -> jax.Array:
-    return model.decode(model.moments(to_pixels(pictures))[0])
+    with jax.default_matmul_precision("highest"):
+        return model.decode(model.moments(to_pixels(pictures))[0])
 
 
 def _in_batches(run: Callable[[jax.Array], jax.Array], pictures: np.ndarray, size: int = 64) -> np.ndarray:
@@ -145,10 +149,19 @@ def _in_batches(run: Callable[[jax.Array], jax.Array], pictures: np.ndarray, siz
     return np.concatenate(parts)
 
 
-def reconstructions(model: VQModel, pictures: np.ndarray) -> np.ndarray:
-    """Pictures [n, size, size, 3] uint8 after encoding and decoding, uint8."""
-    drawn = _in_batches(lambda rows: _through_vq(model, rows)[0], pictures)
-    return np.rint((np.clip(drawn, -1, 1) + 1) * 127.5).astype(np.uint8)
+def through_vq(model: VQModel, pictures: np.ndarray) -> np.ndarray:
+    """Pictures [n, size, size, 3] uint8 encoded to codes and decoded, uint8."""
+    return to_uint8(_in_batches(lambda rows: _through_vq(model, rows)[0], pictures))
+
+
+def through_kl(model: AutoencoderKL, pictures: np.ndarray) -> np.ndarray:
+    """Pictures [n, size, size, 3] uint8 encoded to latents' means and decoded, uint8."""
+    return to_uint8(_in_batches(lambda rows: _through_kl(model, rows), pictures))
+
+
+def to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """Pixels in [-1, 1], clipped to it, as uint8."""
+    return np.rint((np.clip(pixels, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def _latents(model: VQModel, pictures: np.ndarray) -> np.ndarray:

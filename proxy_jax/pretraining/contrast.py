@@ -1,6 +1,6 @@
 """Contrastive training: pictures with captions (CLIP and the generators' text encoders), and pictures of one subject with each other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from proxy_jax.data.prompts import without_token
 from proxy_jax.metrics import encoders
 from proxy_jax.metrics.encoders import MetricEncoders, Preprocessing
 from proxy_jax.metrics.scores import normalise
+from proxy_jax.models import parameters
 from proxy_jax.models.clip import CLIP, CLIPConfig, CLIPText, CLIPTextConfig
 from proxy_jax.models.layers import Dense
 from proxy_jax.models.t5 import T5Config, T5Encoder
@@ -91,6 +92,39 @@ def text_encoders_loss(model: TextEncoders, batch: Mapping[str, jax.Array], rng:
     scale = jnp.exp(jnp.minimum(model.clip.logit_scale[...], MAX_LOGIT_SCALE))
     same = _same(batch["caption"])
     return sum(contrast(images, texts, same, scale) for texts in model.text_features(batch)) / 3
+
+
+@parameters.jit
+def _image_features(model: TextEncoders, pictures: jax.Array) -> jax.Array:
+    preprocessing = encoders.clip_default(model.clip.config.vision_config.image_size)
+    return model.clip.image_features(normalised(pictures, preprocessing))
+
+
+@parameters.jit
+def _text_features(model: TextEncoders, batch: Mapping[str, jax.Array]) -> list[jax.Array]:
+    return model.text_features(batch)
+
+
+def text_scores(model: TextEncoders, tokenizers: Mapping[str, Any], held_out: Any, length: int) -> dict[str, float]:
+    """For each text encoder the share of the held-out subjects' pictures (a dataset.HeldOut) whose own caption is nearest of the subject's 25."""
+    images, right = normalise(np.asarray(_image_features(model, held_out.pictures))), []
+    for subject in range(int(held_out.subjects.max()) + 1):
+        rows = np.flatnonzero(held_out.subjects == subject)
+        captions = [without_token(held_out.templates[row], held_out.scenes[row].identity.class_noun) for row in rows]
+        texts = _text_features(model, token_columns(captions, tokenizers, length))
+        right.append([(images[rows] @ normalise(np.asarray(own)).T).argmax(1) == np.arange(len(rows)) for own in texts])
+    names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    return {f"{name}_captions": float(np.mean([own[i] for own in right])) for i, name in enumerate(names)}
+
+
+def token_columns(captions: Sequence[str], tokenizers: Mapping[str, Any], length: int) -> dict[str, np.ndarray]:
+    """The captions' tokens by each tokenizer, "<name>_ids" and "<name>_mask" [n, length] int32."""
+    options = dict(padding="max_length", max_length=length, truncation=True, return_attention_mask=True, return_tensors="np")
+    found = {}
+    for name, tokenizer in tokenizers.items():
+        batch = tokenizer(list(captions), **options)
+        found |= {f"{name}_ids": batch["input_ids"].astype(np.int32), f"{name}_mask": batch["attention_mask"].astype(np.int32)}
+    return found
 
 
 def metric_scores(metric: MetricEncoders, held_out: Any, photos: np.ndarray) -> dict[str, float]:

@@ -3,11 +3,10 @@
 python -m proxy_jax.main --config configs/micro/vq.py --workdir runs/micro/vq
 """
 
+import dataclasses
 import importlib
-import json
-import os
-import platform
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -19,8 +18,10 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from proxy_jax.data import cache, loader
+from proxy_jax.data import cache, loader, prompts
 from proxy_jax.data.microworld import attributes, vocabulary
+from proxy_jax.data.microworld.looks import CLASS_NOUNS, LIVE
+from proxy_jax.data.microworld.scenes import ASKED
 from proxy_jax.metrics import encoders
 from proxy_jax.metrics.probes import Probe, Probes, config_of, labels
 from proxy_jax.metrics.probes import table as probe_table
@@ -31,8 +32,9 @@ from proxy_jax.models.layers import Compute
 from proxy_jax.models.t5 import T5Config
 from proxy_jax.models.vit import ViT, ViTConfig
 from proxy_jax.models.vqgan import VQConfig, VQModel
-from proxy_jax.pretraining import autoencoders, contrast, probing
+from proxy_jax.pretraining import autoencoders, card, contrast, probing
 from proxy_jax.stages import contract, files, learners, random_weights
+from proxy_jax.stages.drawing import draw_images
 from proxy_jax.stages.tuning import Learner, tune
 from proxy_jax.training import lora
 from proxy_jax.training.loop import fit
@@ -43,27 +45,49 @@ from proxy_jax.weights.tensors import open_tensors, write_safetensors
 NAME = "pretraining"
 OUTPUTS = ("weights", "card.json", "README.md")
 HALF = jnp.float16
-CURVE_POINTS = 100
 RARE_WORD_SHARE = 0.1  # of captions get a word that means nothing, so that an unknown one does not hide the class
 
-# What a recipe does: reads the config and the caches, writes folder/weights, returns scores on held-out subjects.
+# What a recipe does: trains, writes folder/weights as they lie among the checkpoints, and returns scores on held-out subjects.
 Recipe = Callable[[ConfigDict, Path], dict[str, Any]]
+ROLE = {"supervisor": "subject_tuning", "student": "proxy_tuning"}  # recipes that train a learner: the stage whose fields it has
 
 
 def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """What decides this stage's outputs: its fields and the checkpoints it starts from."""
-    locate = learners.locate(workdir)
-    parts = {name: cache.fingerprint(locate(value)) for name, value in config.pretraining.parts.items() if value}
-    return contract.fields(config, "seed", "compute", NAME) | {"parts": parts}
+    """What decides this stage's outputs: its fields, the checkpoints it needs, and how the pictures look."""
+    fields, locate = config.pretraining, learners.locate(workdir)
+    if fields.recipe not in RECIPES:
+        raise contract.StageError(f"pretraining.recipe is {fields.recipe!r}; known: {', '.join(RECIPES)}")
+    found = contract.fields(config, "seed", "compute", NAME)
+    found["parts"] = {name: cache.fingerprint(locate(value)) for name, value in fields.parts.items() if value}
+    if fields.recipe in ROLE:
+        found |= contract.fields(config, fields.recipe, ROLE[fields.recipe])
+    if fields.recipe == "student":
+        found["encoders"] = [cache.fingerprint(locate(config.student[name])) for name in ("vq", "text_encoder")]
+    return found | {"world": _drawn().version(config.seed, fields.resolution)}
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Trains by the recipe; writes weights/, card.json and README.md (the model card)."""
-    folder = workdir / NAME
-    scores = RECIPES[config.pretraining.recipe](config, workdir)
-    card = _card(config, folder, scores)
-    files.write_json(folder / "card.json", card)
-    files.write_bytes(folder / "README.md", card_text(card).encode())
+    """Trains by the recipe; writes weights/, card.json and README.md (the model card), and copies them to pretraining.publish."""
+    fields, folder, begin = config.pretraining, workdir / NAME, time.time()
+    resumed = any(folder.rglob("checkpoints"))
+    scores = RECIPES[fields.recipe](config, workdir)
+    content = {name: fields[name] for name in ("recipe", "pictures", "resolution")} | {
+        "seed": config.seed,
+        "config": contract.fields(config, NAME)[NAME],
+        "hours": round((time.time() - begin) / 3600, 2),
+        "resumed": resumed,
+        "hardware": card.hardware(),
+        "versions": contract.versions(),
+        "losses": card.losses(folder),
+        "scores": scores,
+    }
+    files.write_json(folder / "card.json", content)
+    files.write_bytes(folder / "README.md", card.text(content).encode())
+    if fields.publish:
+        target = learners.path(fields.publish, workdir)
+        shutil.copytree(folder / "weights", target, dirs_exist_ok=True)
+        for name in ("card.json", "README.md"):
+            files.write_bytes(target / "cards" / fields.recipe / name, (folder / name).read_bytes())
     return scores
 
 
@@ -81,28 +105,29 @@ def _world(config: ConfigDict) -> Any:
 
 
 def vq(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """LlamaGen's tokenizer: weights/vq.safetensors and its sizes; it may begin as an AutoencoderKL (parts.start)."""
+    """LlamaGen's tokenizer: student/vq.safetensors and its sizes; it may begin as an AutoencoderKL (parts.start)."""
     fields, folder = config.pretraining, workdir / NAME
+    file = folder / "weights" / "student" / "vq.safetensors"
     sizes = fields.model.to_dict()
     model_config = hub.config_from(VQConfig, sizes)
-    start = _autoencoder(config, workdir)
+    start = _autoencoder(learners.locate(workdir)(fields.parts.start)) if fields.parts.start else None
     model = autoencoders.train_vq(model_config, _world(config).pictures, fields, start=start, seed=config.seed, folder=folder)
-    save(model, vqgan.table(model_config), folder / "weights" / "vq.safetensors", dtype=HALF)
-    files.write_json(folder / "weights" / "vq.json", sizes)
-    return autoencoders.vq_scores(model, _drawn().held_out(fields.resolution).pictures)
+    save(model, vqgan.table(model_config), file, dtype=HALF)
+    files.write_json(file.with_suffix(".json"), sizes)
+    return autoencoders.vq_scores(_vq_model(file), _drawn().held_out(fields.resolution).pictures)
 
 
 def kl(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """AutoencoderKL in a diffusers folder, weights/vae; it may begin as another (parts.start)."""
+    """AutoencoderKL in a diffusers folder, supervisor/vae; it may begin as another (parts.start)."""
     fields, folder = config.pretraining, workdir / NAME
     model_config = hub.config_from(AutoencoderKLConfig, fields.model.to_dict())
-    start = _autoencoder(config, workdir)
+    start = _autoencoder(learners.locate(workdir)(fields.parts.start)) if fields.parts.start else None
     pictures = _world(config).pictures
     model, found = autoencoders.train_kl(model_config, pictures, fields, start=start, seed=config.seed, folder=folder)
     content = fields.model.to_dict() | {"_class_name": "AutoencoderKL", "shift_factor": found.shift_factor, "scaling_factor": found.scaling_factor}
-    table = autoencoder_kl.table(found)
-    hub.save_pretrained(model, table, folder / "weights" / "vae", config=content, filename="diffusion_pytorch_model.safetensors", dtype=HALF)
-    return autoencoders.kl_scores(model, _drawn().held_out(fields.resolution).pictures)
+    target = folder / "weights" / "supervisor" / "vae"
+    hub.save_pretrained(model, autoencoder_kl.table(found), target, config=content, filename="diffusion_pytorch_model.safetensors", dtype=HALF)
+    return autoencoders.kl_scores(_autoencoder(target), _drawn().held_out(fields.resolution).pictures)
 
 
 def _distinct(captions: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -123,18 +148,14 @@ def _fit(make: Callable[[], nnx.Module], loss: Any, columns: dict[str, np.ndarra
 def _captioned(world: Any, tokenizers: Mapping[str, Any], length: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Columns of pictures and the numbers of their captions, and tables of the captions' tokens, "<name>_ids" and "<name>_mask"."""
     captions, rows = _distinct(world.captions)
-    options = dict(padding="max_length", max_length=length, truncation=True, return_attention_mask=True, return_tensors="np")
-    tables = {}
-    for name, tokenizer in tokenizers.items():
-        batch = tokenizer(captions, **options)
-        tables |= {f"{name}_ids": batch["input_ids"].astype(np.int32), f"{name}_mask": batch["attention_mask"].astype(np.int32)}
+    tables = contrast.token_columns(captions, tokenizers, length)
     return {"pictures": world.pictures, "caption": rows, loader.TABLE_INDEX: rows}, tables
 
 
 def text_encoders(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """SD3's three text encoders with their tokenizers, in a diffusers pipeline's folders; the picture tower they learn with is left behind."""
     fields, folder = config.pretraining, workdir / NAME
-    sizes, weights = fields.model.to_dict(), folder / "weights"
+    sizes, weights = fields.model.to_dict(), folder / "weights" / "supervisor"
     first = CLIPConfig(sizes["text_encoder"], sizes["vision"], sizes["text_encoder"]["projection_dim"])
     second, third = hub.config_from(CLIPTextConfig, sizes["text_encoder_2"]), hub.config_from(T5Config, sizes["text_encoder_3"])
     length = first.text_config.max_position_embeddings
@@ -154,13 +175,15 @@ def text_encoders(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         hub.save_pretrained(part, table, weights / name, config=sizes[name] | {"architectures": [kind], "model_type": model_type}, dtype=HALF)
     for name, kind in (("tokenizer", "clip"), ("tokenizer_2", "clip"), ("tokenizer_3", "t5")):
         tokenizers[kind].save_pretrained(weights / name)
-    return {}
+    for part in ("text_encoder_3", "tokenizer_3"):  # LlamaGen looks for both in one folder
+        shutil.copytree(weights / part, folder / "weights" / "student" / "text_encoder", dirs_exist_ok=True)
+    return contrast.text_scores(model, tokenizers, _drawn().held_out(fields.resolution), length)
 
 
 def metrics(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """The metric encoders: weights/dino, a ViT by instance contrast, and weights/clip, both towers with their tokenizer."""
+    """The metric encoders: metrics/dino, a ViT by instance contrast, and metrics/clip, both towers with their tokenizer."""
     fields, folder = config.pretraining, workdir / NAME
-    sizes, weights = fields.model.to_dict(), folder / "weights"
+    sizes, weights = fields.model.to_dict(), folder / "weights" / "metrics"
     dino_config, clip_config = hub.config_from(ViTConfig, sizes["dino"]), hub.config_from(CLIPConfig, sizes["clip"])
     views = _drawn().instances(config.seed, fields.pictures // 2, 2, fields.resolution, Path(fields.pictures_cache).expanduser())
     views = _as_scored(views, encoders.dreambench(dino_config.image_size))
@@ -189,15 +212,19 @@ def _as_scored(pictures: np.ndarray, preprocessing: encoders.Preprocessing) -> n
 
 
 def probes(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """The probe, weights/probes. A quarter of its pictures have gone through the tokenizer (parts.vq), as generated ones have."""
-    fields, folder = config.pretraining, workdir / NAME
+    """The probe, metrics/probes. A quarter of its pictures have gone through the tokenizer (parts.vq) and a quarter through the
+    autoencoder (parts.vae), as what the student and the supervisor draw has.
+    """
+    fields, folder, locate = config.pretraining, workdir / NAME, learners.locate(workdir)
+    vq_model, vae = _vq_model(locate(fields.parts.vq)), _autoencoder(locate(fields.parts.vae))
     world = _world(config)
     content = fields.model.to_dict() | {"id2label": labels(attributes.ATTRIBUTES)}
     probe_config = config_of(content)
     alone = np.flatnonzero(~world.paired)
     pictures = world.pictures[alone]
     quarter = len(pictures) // 4
-    pictures = np.concatenate([autoencoders.reconstructions(_vq_model(config, workdir), pictures[:quarter]), pictures[quarter:]])
+    first, second, rest = pictures[:quarter], pictures[quarter : 2 * quarter], pictures[2 * quarter :]
+    pictures = np.concatenate([autoencoders.through_vq(vq_model, first), autoencoders.through_kl(vae, second), rest])
     columns = {"pictures": pictures} | {probing.TRUTH + name: values[alone] for name, values in world.truths.items()}
     model = _fit(lambda: Probe(probe_config, rngs=nnx.Rngs(0)), probing.probe_loss, columns, config, folder)
     content |= {
@@ -205,39 +232,73 @@ def probes(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "model_type": "vit",
         "label2id": {name: int(n) for n, name in content["id2label"].items()},
     }
-    hub.save_pretrained(model, probe_table(probe_config), folder / "weights" / "probes", config=content, dtype=HALF)
-    held_out = _drawn().held_out(fields.resolution)
-    return probing.accuracies(Probes(model), held_out.pictures, held_out.truths())
+    target, held_out = folder / "weights" / "metrics" / "probes", _drawn().held_out(fields.resolution)
+    hub.save_pretrained(model, probe_table(probe_config), target, config=content, dtype=HALF)
+    seen = {
+        "": held_out.pictures,
+        "_vq": autoencoders.through_vq(vq_model, held_out.pictures),
+        "_vae": autoencoders.through_kl(vae, held_out.pictures),
+    }
+    loaded = Probes.load(target)
+    found = {kind: probing.accuracies(loaded, pictures, held_out.truths()) for kind, pictures in seen.items()}
+    return {f"{name}{kind}": value for kind, own in found.items() for name, value in own.items()}
 
 
-def _autoencoder(config: ConfigDict, workdir: Path) -> AutoencoderKL | None:
-    """The autoencoder in the folder parts.start; None without one."""
-    if not config.pretraining.parts.start:
-        return None
-    folder = learners.locate(workdir)(config.pretraining.parts.start)
+def _autoencoder(folder: Path) -> AutoencoderKL:
+    """The autoencoder in a diffusers folder."""
     return hub.load_pretrained(folder, AutoencoderKL, AutoencoderKLConfig, autoencoder_kl.table, compute=Compute())
 
 
-def _vq_model(config: ConfigDict, workdir: Path) -> VQModel:
-    """The tokenizer parts.vq."""
-    path = learners.locate(workdir)(config.pretraining.parts.vq)
+def _vq_model(path: Path) -> VQModel:
+    """The tokenizer in a file."""
     vq_config = hub.vq_config(open_tensors(path), path)
     return load(lambda: VQModel(vq_config, rngs=nnx.Rngs(0)), vqgan.table(vq_config), open_tensors(path), source=str(path))
 
 
-def _generator(config: ConfigDict, workdir: Path, learner: Learner) -> dict[str, Any]:
-    """Trains a learner whole on captioned pictures, as stages 1 and 3 tune; returns how well it draws what prompts ask for."""
+def _generator(config: ConfigDict, workdir: Path, make: Callable[[ConfigDict, Path], Learner], target: Path, empty_captions: float) -> dict[str, Any]:
+    """Trains a learner whole on captioned pictures, as stages 1 and 3 tune, and leaves its halved weights in `target`; returns how
+    often the probe (parts.probes) reads in its pictures what their prompts ask for; {} without a probe.
+
+    empty_captions: the share of pictures without a caption.
+    """
     fields, folder = config.pretraining, workdir / NAME
-    world = _world(config)
+    world, learner = _world(config), make(config, workdir)
     rng = np.random.default_rng([config.seed, 1])
     captions = [vocabulary.with_rare_word(caption, rng) if rng.random() < RARE_WORD_SHARE else caption for caption in world.captions]
-    captions = ["" if rng.random() < fields.empty_captions else caption for caption in captions]
+    captions = ["" if rng.random() < empty_captions else caption for caption in captions]
     stage = ConfigDict(dict(mode="full", training=fields.training.to_dict(), prior=dict(weight=0.0)))
-    cache_folder = Path(fields.pictures_cache).expanduser()
-    tune(learner, world.pictures, captions, stage=stage, batch_size=64, seed=config.seed, folder=folder, cache=cache_folder)
-    for file in (folder / "weights").rglob("*.safetensors"):
+    cache_folder = learners.path(fields.pictures_cache, workdir)
+    tune(learner, world.pictures, captions, stage=stage, batch_size=64, seed=config.seed, folder=folder / "tuned", cache=cache_folder)
+    for file in (folder / "tuned" / "weights").rglob("*.safetensors"):
         halve(file)
-    return {}
+    shutil.copytree(folder / "tuned" / "weights", target, dirs_exist_ok=True)
+    if not fields.parts.probes:
+        return {}
+    return _prompt_scores(config, workdir, learner, folder / "tuned" / "weights")
+
+
+def _prompt_scores(config: ConfigDict, workdir: Path, learner: Learner, tuned: Path) -> dict[str, float]:
+    """The shares of pictures, one for each class and each of its DreamBench prompts, in which the probe reads the class, and the context."""
+    asked = [(noun, template) for noun in CLASS_NOUNS for template in prompts.dreambench_prompts(noun in LIVE)]
+    wanted = [prompts.without_token(template, noun) for noun, template in asked]
+    paths = draw_images(
+        learner,
+        lambda: learner.load_model(lambda name: learner.compute.dtype, tuned=tuned),
+        wanted,
+        workdir / NAME / "drawn",
+        seed=config.seed + 2,
+        batch_size=config.evaluation.batch_size,
+        options=config.evaluation[config.pretraining.recipe].to_dict(),
+        cache=workdir / "cache",
+        label="prompts",
+    )
+    read = Probes.load(learners.locate(workdir)(config.pretraining.parts.probes)).read(np.stack([files.load_picture(path) for path in paths]))
+    context = [
+        float(np.mean([read[name][row] == value for name, value in dataclasses.asdict(ASKED[template]).items() if value]))
+        for row, (_, template) in enumerate(asked)
+    ]
+    right = [read["class_noun"][row] == noun for row, (noun, _) in enumerate(asked)]
+    return {"right_class": float(np.mean(right)), "context": float(np.mean(context))}
 
 
 def halve(file: Path) -> None:
@@ -248,11 +309,11 @@ def halve(file: Path) -> None:
 
 
 def supervisor(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """SD3's denoiser, weights/transformer, on the autoencoder and the text encoders of the pipeline parts.encoders.
+    """SD3's denoiser, supervisor/transformer, on the autoencoder and the text encoders of the pipeline parts.encoders.
 
     Resolution, text length and the loss's weighting are those of `supervisor` and `subject_tuning`, as for a published one.
     """
-    fields, base = config.pretraining, workdir / NAME / "base"
+    fields, base, target = config.pretraining, workdir / NAME / "base", workdir / NAME / "weights" / "supervisor"
     locate, sizes = learners.locate(workdir), fields.model.to_dict()
     for part in ("vae", *(f"{kind}{number}" for kind in ("text_encoder", "tokenizer") for number in ("", "_2", "_3"))):
         shutil.copytree(locate(fields.parts.encoders) / part, base / part, dirs_exist_ok=True)
@@ -261,68 +322,21 @@ def supervisor(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         shutil.copytree(locate(fields.parts.start), base / "transformer", dirs_exist_ok=True)
     config = ConfigDict(config.to_dict())
     config.supervisor.checkpoint = str(base)
-    return _generator(config, workdir, learners.supervisor(config, workdir))
+    shutil.copytree(base / "scheduler", target / "scheduler", dirs_exist_ok=True)
+    shutil.copy(base / "model_index.json", target)
+    return _generator(config, workdir, learners.supervisor, target, fields.empty_captions)
 
 
 def student(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """LlamaGen's decoder, weights/gpt.safetensors with its sizes, on the tokenizer and the text encoder of `student`."""
+    """LlamaGen's decoder, student/gpt.safetensors with its sizes, on the tokenizer and the text encoder of `student`."""
     fields, base = config.pretraining, workdir / NAME / "base"
     random_weights.decoder(base, fields.model.to_dict(), config.seed)
     if fields.parts.start:
         shutil.copy(learners.locate(workdir)(fields.parts.start), base / "gpt.safetensors")
     config = ConfigDict(config.to_dict())
     config.student.gpt = str(base / "gpt.safetensors")
-    return _generator(config, workdir, learners.student(config, workdir))
+    # Without empty captions: LlamaGen has an embedding of its own for guidance (class_dropout).
+    return _generator(config, workdir, learners.student, workdir / NAME / "weights" / "student", 0.0)
 
 
 RECIPES: dict[str, Recipe] = {recipe.__name__: recipe for recipe in (vq, kl, text_encoders, metrics, probes, supervisor, student)}
-
-
-def _card(config: ConfigDict, folder: Path, scores: dict[str, Any]) -> dict[str, Any]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    every = max(1, len(lines) // CURVE_POINTS)
-    means = [sum(line["loss"] for line in lines[i : i + every]) / len(lines[i : i + every]) for i in range(0, len(lines), every)]
-    started = (folder / "STARTED.json").stat().st_mtime
-    return {
-        "recipe": config.pretraining.recipe,
-        "seed": config.seed,
-        "pictures": config.pretraining.pictures,
-        "resolution": config.pretraining.resolution,
-        "config": contract.fields(config, NAME)[NAME],
-        "steps": config.pretraining.training.steps,
-        "hours": round(((folder / "metrics.jsonl").stat().st_mtime - started) / 3600, 3),
-        "hardware": hardware(),
-        "versions": contract.versions(),
-        "loss": {"steps": [i + 1 for i in range(0, len(lines), every)], "means": [round(mean, 5) for mean in means]},
-        "scores": scores,
-    }
-
-
-def hardware() -> str:
-    """Devices and processor, in words."""
-    devices = jax.devices()
-    return f"{len(devices)} × {devices[0].device_kind} ({jax.default_backend()}), {os.cpu_count()} cores {platform.machine()}"
-
-
-def card_text(card: dict[str, Any]) -> str:
-    """The model card in Markdown."""
-    loss = card["loss"]
-    rows = [f"| {step} | {mean:.4f} |" for step, mean in list(zip(loss["steps"], loss["means"], strict=True))[:: max(1, len(loss["steps"]) // 12)]]
-    return "\n".join(
-        [
-            f"# Micro checkpoint: {card['recipe']}",
-            "",
-            f"Trained from seed {card['seed']} on {card['pictures']} pictures of the micro-world at {card['resolution']} px,",
-            "none of which shows a held-out subject.",
-            f"{card['steps']} steps in {card['hours']} hours on {card['hardware']}, jax {card['versions']['jax']}.",
-            "",
-            "| on held-out subjects | |",
-            "|---|---|",
-            *(f"| {name} | {value:.4g} |" for name, value in card["scores"].items()),
-            "",
-            "| from step | mean loss |",
-            "|---|---|",
-            *rows,
-            "",
-        ]
-    )

@@ -7,15 +7,18 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
+from proxy_jax.data.microworld.attributes import ATTRIBUTES
 from proxy_jax.metrics.encoders import MetricEncoders
 from proxy_jax.metrics.probes import Probes
+from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from proxy_jax.models.layers import Compute
+from proxy_jax.pretraining import autoencoders
 from proxy_jax.stages import contract, learners, pretraining
-from proxy_jax.weights import hub
+from proxy_jax.weights import autoencoder_kl, hub
+from proxy_jax.weights.tensors import open_tensors
 
-pytest.importorskip("skia", reason='the micro-world is drawn with skia: pip install -e ".[microworld]"')
+dataset = pytest.importorskip("proxy_jax.data.microworld.dataset", reason='the micro-world is drawn with skia: pip install -e ".[microworld]"')
 pytestmark = pytest.mark.slow
 
 SIZE, LENGTH = 24, 16
@@ -25,7 +28,11 @@ SMALL_CLIP = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num
 SMALL = {
     "kl": (dict(block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2), 40),
     "vq": (dict(ch_mult=(1, 1), z_channels=32, codebook_size=64), 40),
-    "text_encoders": (dict(text_encoder=SMALL_CLIP, text_encoder_2=SMALL_CLIP, text_encoder_3=dict(d_model=32, d_ff=64, num_layers=1, d_kv=8)), 60),
+    "text_encoders": (
+        dict(text_encoder=SMALL_CLIP, text_encoder_2=SMALL_CLIP, vision=SMALL_VIT)
+        | dict(text_encoder_3=dict(d_model=32, d_ff=64, num_layers=1, d_kv=8)),
+        60,
+    ),
     "metrics": (dict(dino=SMALL_VIT, clip=dict(text_config=SMALL_CLIP, vision_config=SMALL_VIT, projection_dim=16)), 60),
     "probes": (SMALL_VIT, 60),
     "supervisor": (
@@ -42,105 +49,110 @@ def merged(old: dict, new: dict) -> dict:
 
 
 def small_config(recipe: str, folder: Path):
-    """The recipe's own config at small size; the checkpoints it needs are those that the recipes before it left in `folder`."""
-    config = importlib.import_module(f"configs.micro.{recipe}").get_config()
+    """The recipe's own config at small size; the checkpoints it needs are those that the recipes before it left in folder/checkpoints."""
+    config = importlib.import_module(f"configs.micro.{recipe}").get_config(str(folder / "checkpoints"))
     sizes, steps = SMALL[recipe]
     with config.unlocked():
         config.pretraining.model = merged(config.pretraining.model.to_dict(), sizes)
-    if recipe == "text_encoders":
-        with config.unlocked():
-            config.pretraining.model.vision = merged(config.pretraining.model.vision.to_dict(), SMALL_VIT)
     config.pretraining.update(pictures=512, resolution=SIZE, pictures_cache=str(folder / "pictures"))
     config.pretraining.training.update(steps=steps, batch_size=32, warmup_steps=2, learning_rate=3e-3, checkpoint_every=1000, log_every=1000)
+    config.pretraining.training.ema_decay = 0.0
     config.pretraining.unquantised.update(steps=20, batch_size=32, warmup_steps=2, checkpoint_every=1000, log_every=1000)
-    vq = str(folder / "vq" / "pretraining" / "weights" / "vq.safetensors")
-    if recipe == "vq":
-        config.pretraining.parts.start = str(folder / "kl" / "pretraining" / "weights" / "vae")
-    if recipe == "probes":
-        config.pretraining.parts.vq = vq
-    if recipe == "supervisor":
-        config.pretraining.parts.encoders = str(folder / "pipeline")
-    config.student.vq, config.student.text_encoder = vq, str(folder / "pipeline" / "text_encoder_3")
     config.supervisor.resolution = config.student.resolution = SIZE
+    config.evaluation.supervisor.steps = 2
     return config
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A folder with the workdir of each recipe, in their order, and a pipeline put together of what they trained."""
+    """A folder with the workdir of each recipe, trained in their order, and the checkpoints that they put together."""
     folder = tmp_path_factory.mktemp("micro")
     for recipe in SMALL:
         contract.complete(pretraining.NAME, pretraining, small_config(recipe, folder), folder / recipe)
-        weights = folder / recipe / "pretraining" / "weights"
-        if recipe in ("kl", "text_encoders"):
-            pretraining.shutil.copytree(weights, folder / "pipeline", dirs_exist_ok=True)
-        if recipe == "text_encoders":  # LlamaGen looks for T5's tokenizer beside it
-            pretraining.shutil.copytree(folder / "pipeline" / "tokenizer_3", folder / "pipeline" / "text_encoder_3", dirs_exist_ok=True)
     return folder
 
 
-@pytest.mark.parametrize("recipe", SMALL)
-def test_the_loss_falls(recipe, trained):
-    lines = (trained / recipe / "pretraining" / "metrics.jsonl").read_text().splitlines()
-    losses = [json.loads(line)["loss"] for line in lines]
-    assert len(losses) == SMALL[recipe][1]
-    assert np.mean(losses[-8:]) < 0.97 * np.mean(losses[:8]), losses
+def curves(folder: Path) -> dict[str, list[float]]:
+    """The losses of every training of a recipe, by its folder's name."""
+    return {
+        file.parent.name: [json.loads(line)["loss"] for line in file.read_text().splitlines()]
+        for file in [*folder.glob("metrics.jsonl"), *folder.glob("*/metrics.jsonl")]
+    }
 
 
 @pytest.mark.parametrize("recipe", SMALL)
-def test_the_card_tells_how_it_was_trained(recipe, trained):
+def test_every_loss_falls(recipe, trained):
+    found = curves(trained / recipe / "pretraining")
+    assert set(found) == {"vq": {"unquantised", "pretraining"}, "metrics": {"dino", "clip"}}.get(recipe, {"tuned", "pretraining"} & set(found))
+    assert found
+    for name, losses in found.items():
+        assert len(losses) == (20 if name == "unquantised" else SMALL[recipe][1])
+        assert np.mean(losses[-8:]) < 0.97 * np.mean(losses[:8]), (name, losses)
+
+
+@pytest.mark.parametrize("recipe", SMALL)
+def test_the_card_tells_how_it_was_trained_and_how_good_it_is(recipe, trained):
     folder = trained / recipe / "pretraining"
-    card = json.loads((folder / "card.json").read_text())
-    losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert card["recipe"] == recipe and card["seed"] == 0 and card["steps"] == len(losses)
-    assert card["loss"]["means"][0] == pytest.approx(losses[0], abs=1e-4)
+    card, found = json.loads((folder / "card.json").read_text()), curves(folder)
+    assert card["recipe"] == recipe and not card["resumed"]
+    first = {name or "pretraining": curve["means"][0] for name, curve in card["losses"].items()}
+    assert first == {name: pytest.approx(losses[0], abs=1e-4) for name, losses in found.items()}
+    assert card["scores"] and all(np.isfinite(value) for value in card["scores"].values())
     text = (folder / "README.md").read_text()
     assert all(f"| {name} | {value:.4g} |" in text for name, value in card["scores"].items())
-    files = [file for file in (folder / "weights").rglob("*.safetensors")]
-    assert files
+    assert (trained / "checkpoints" / "cards" / recipe / "README.md").read_text() == text
+
+
+def test_weights_are_halved(trained):
+    files = list((trained / "checkpoints").rglob("*.safetensors"))
+    assert len(files) == 4 + 1 + 3 + 2 + 1  # the supervisor's, the text encoder's copy, vq, gpt, the metrics
     for file in files:
-        shapes = pretraining.open_tensors(file).shapes()
-        assert all(pretraining.open_tensors(file).read(name, tuple(slice(None) for _ in shape)).dtype == np.float16 for name, shape in shapes.items())
+        tensors = open_tensors(file)
+        assert {tensors.read(name, tuple(slice(None) for _ in shape)).dtype for name, shape in tensors.shapes().items()} == {np.dtype(np.float16)}
 
 
 def test_the_metrics_and_the_probe_load_and_read(trained):
-    weights = trained / "metrics" / "pretraining" / "weights"
+    weights = trained / "checkpoints" / "metrics"
     metric = MetricEncoders.load(weights / "dino", weights / "clip", compute=Compute(), dino_preprocessing="dreambench")
-    pictures = pretraining._drawn().held_out(SIZE).pictures[:5]
+    pictures = dataset.held_out(SIZE).pictures[:5]
     assert metric.dino(list(pictures)).shape == (5, 32) and metric.clip_text(["a dog in the snow"]).shape == (1, 16)
-    read = Probes.load(trained / "probes" / "pretraining" / "weights" / "probes").read(pictures)
-    assert set(read) == set(pretraining.attributes.ATTRIBUTES)
-    assert all(value in pretraining.attributes.ATTRIBUTES[name] for name, values in read.items() for value in values)
+    read = Probes.load(weights / "probes").read(pictures)
+    assert set(read) == set(ATTRIBUTES)
+    assert all(value in ATTRIBUTES[name] for name, values in read.items() for value in values)
 
 
-def test_the_generators_draw_from_what_was_written(trained):
-    """The base folder with the trained part in it is a whole pipeline: loaded by the learners, it draws."""
+def test_the_generators_draw_with_what_was_trained(trained):
+    """The checkpoints are a whole pipeline: loaded by the learners, it draws, and not what it would draw with the weights it began with."""
     config = small_config("supervisor", trained)
-    base = trained / "supervisor" / "pretraining"
-    pretraining.shutil.copytree(base / "weights" / "transformer", base / "base" / "transformer", dirs_exist_ok=True)
-    config.supervisor.checkpoint = str(base / "base")
-    config.student.gpt = str(trained / "student" / "pretraining" / "weights" / "gpt.safetensors")
-    for learner, options in (
-        (learners.supervisor(config, trained), dict(steps=2, guidance_scale=2.0)),
-        (learners.student(config, trained), dict(guidance_scale=2.0, top_k=0, top_p=1.0, temperature=1.0)),
-    ):
-        text = learner.encode_prompts(["a dog", "a cat in the snow", ""])
-        rows, empty = {k: v[:2] for k, v in text.items()}, {k: v[2:] for k, v in text.items()}
-        drawn = learner.draw(learner.load_model(lambda name: jnp.float32), rows, empty, 0, np.arange(2), options)
-        assert drawn.shape == (2, SIZE, SIZE, 3) and drawn.std() > 0
+    bases = {"supervisor": trained / "supervisor/pretraining/base", "student": trained / "student/pretraining/base/gpt.safetensors"}
+    options = {"supervisor": dict(steps=2, guidance_scale=2.0), "student": dict(guidance_scale=2.0, top_k=0, top_p=1.0, temperature=1.0)}
+    for role, make in (("supervisor", learners.supervisor), ("student", learners.student)):
+        drawn = []
+        for base in (None, bases[role]):
+            if base is not None and role == "supervisor":
+                config.supervisor.checkpoint = str(base)
+            if base is not None and role == "student":
+                config.student.gpt = str(base)
+            learner = make(config, trained)
+            text = learner.encode_prompts(["a dog", "a cat in the snow", ""])
+            rows, empty = {k: v[:2] for k, v in text.items()}, {k: v[2:] for k, v in text.items()}
+            drawn.append(learner.draw(learner.load_model(lambda name: jnp.float32), rows, empty, 0, np.arange(2), options[role]))
+        assert drawn[0].shape == (2, SIZE, SIZE, 3) and not np.array_equal(*drawn)
 
 
 def test_the_autoencoder_says_how_its_latents_are_scaled(trained):
-    content = hub.read_json(trained / "kl" / "pretraining" / "weights" / "vae" / "config.json")
-    model = hub.load_pretrained(
-        trained / "kl" / "pretraining" / "weights" / "vae",
-        pretraining.autoencoders.AutoencoderKL,
-        pretraining.AutoencoderKLConfig,
-        pretraining.autoencoder_kl.table,
-        compute=Compute(),
-    )
-    pictures = pretraining._world(small_config("kl", trained)).pictures  # what the scale was measured on
-    mean = np.asarray(model.moments(pretraining.autoencoders.to_pixels(jnp.asarray(pictures[:128])))[0])
-    scaled = np.asarray(model.scale(jnp.asarray(mean)))
-    assert abs(scaled.mean()) < 0.1 and abs(scaled.std() - 1) < 0.1
-    assert content["latent_channels"] == 16 and isinstance(model, nnx.Module)
+    folder = trained / "checkpoints" / "supervisor" / "vae"
+    model = hub.load_pretrained(folder, AutoencoderKL, AutoencoderKLConfig, autoencoder_kl.table, compute=Compute())
+    pictures = dataset.world(0, 512, SIZE, trained / "pictures").pictures  # what the scale was measured on
+    scaled = np.asarray(model.scale(model.moments(autoencoders.to_pixels(jnp.asarray(pictures)))[0]))
+    assert abs(scaled.mean()) < 0.02 and abs(scaled.std() - 1) < 0.02
+
+
+def test_other_fields_of_a_learner_are_other_inputs(trained):
+    config = small_config("student", trained)
+    before = pretraining.inputs(config, trained / "student")
+    config.proxy_tuning.class_dropout = 0.5
+    assert pretraining.inputs(config, trained / "student") != before
+    config.pretraining.recipe = "gan"
+    with pytest.raises(contract.StageError, match="'gan'; known: vq, kl"):
+        pretraining.inputs(config, trained / "student")

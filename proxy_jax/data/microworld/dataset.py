@@ -1,6 +1,8 @@
 """Pictures of the micro-world as training data: columns of pixels, captions and the truth behind each picture."""
 
 import dataclasses
+import functools
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +26,14 @@ class World:
     paired: np.ndarray
 
 
-def _version(seed: int, size: int) -> dict[str, str]:
-    """What changes when the renderer does: digests of the first pictures and captions."""
+@functools.cache
+def version(seed: int, size: int) -> dict[str, str]:
+    """What changes when the renderer does: digests of a first chunk of pictures, captions and truths, which shows every class, setting and outfit."""
     scenes = render.draw_chunk(seed, 0)
     return {
-        "pixels": disk.digest([render.render(scene, size).tobytes().hex() for scene in scenes[:64]]),
+        "pixels": disk.digest([hashlib.sha256(render.render(scene, size).tobytes()).hexdigest() for scene in scenes]),
         "captions": disk.digest([scene.caption for scene in scenes]),
+        "truths": disk.digest({name: values.tolist() for name, values in truths(scenes).items()}),
     }
 
 
@@ -46,7 +50,7 @@ def world(seed: int, count: int, size: int, cache: Path) -> World:
         paired = np.array([scene.other is not None for scene in scenes])
         return {"pictures": pictures, "captions": captions, "paired": paired} | found
 
-    columns = disk.cached(cache, {"world": _version(seed, size), "seed": seed, "count": count, "size": size}, draw)
+    columns = disk.cached(cache, {"world": version(seed, size), "seed": seed, "count": count, "size": size}, draw)
     found = {name: columns[f"truth.{name}"] for name in ATTRIBUTES}
     return World(columns["pictures"], bytes(columns["captions"]).decode().split("\n"), found, columns["paired"])
 
@@ -57,7 +61,7 @@ def instances(seed: int, count: int, views: int, size: int, cache: Path) -> np.n
     def draw() -> dict[str, np.ndarray]:
         return {"pictures": np.stack([_views([seed, number], views, size) for number in range(count)])}
 
-    return disk.cached(cache, {"instances": _version(seed, size), "seed": seed, "count": count, "views": views, "size": size}, draw)["pictures"]
+    return disk.cached(cache, {"instances": version(seed, size), "seed": seed, "count": count, "views": views, "size": size}, draw)["pictures"]
 
 
 def _views(seed: Sequence[int], views: int, size: int) -> np.ndarray:

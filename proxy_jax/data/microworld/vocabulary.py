@@ -14,6 +14,7 @@ from proxy_jax.data import prompts
 from proxy_jax.data.microworld.looks import CLASS_NOUNS, COLOURS, LIVE
 
 RARE_WORDS = ("sks", "zwx", "qov", "vlk", "xjy", "bnq", "pqz", "wvt")
+SUBJECT_WORDS = ("sks", "pqz", "wvt")  # those that no picture of pre-training has either
 
 
 @cache
@@ -58,7 +59,8 @@ def t5_tokenizer(length: int) -> T5Tokenizer:
 
 
 def with_rare_word(caption: str, rng: np.random.Generator) -> str:
-    """A caption with a rare word before the class noun of its first subject, as in a prompt for a subject; never RARE_WORDS[0]."""
+    """A caption with a rare word before the class noun of its first subject, as in a prompt for a subject; never one of SUBJECT_WORDS."""
     spaced = f" {caption}"
     start = min(spaced.index(f" {noun}") for noun in CLASS_NOUNS if f" {noun}" in spaced)
-    return f"{caption[:start]}{rng.choice(RARE_WORDS[1:])} {caption[start:]}"
+    meaningless = [word for word in RARE_WORDS if word not in SUBJECT_WORDS]
+    return f"{caption[:start]}{rng.choice(meaningless)} {caption[start:]}"

@@ -83,7 +83,7 @@ def shown(monkeypatch) -> list[scenes.Scene]:
 
 
 def test_instances_are_views_of_subjects_that_are_not_held_out(shown, monkeypatch, tmp_path):
-    monkeypatch.setattr(dataset, "_version", lambda seed, size: {})
+    monkeypatch.setattr(dataset, "version", lambda seed, size: {})
     pictures = dataset.instances(0, 3000, 2, 4, tmp_path)
     assert pictures.shape == (3000, 2, 4, 4, 3) and len(shown) == 6000
     held_out = benchmark.held_out()
