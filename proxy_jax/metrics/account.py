@@ -6,11 +6,14 @@ errors. Where the truth is known it can be measured, in what a probe reads from 
 Both are split in the same way. A picture's error is a vector: of an attribute, what is read less what is true, as one-hot vectors; of a
 token, its code vector less the true token's, both of length 1. Half its squared length is the error itself: 1 for a wrong attribute,
 1 - cosine for a token. Its mean over pictures is half the squared length of the mean vector, the **systematic** part (the same error in
-every picture), and half the variance around it, the **scattered** part (another error in each picture). The systematic part is estimated
-from pairs of different pictures, hence without bias at any number of pictures, and may come out a little below 0.
+every picture), and half the variance around it, the **scattered** part (another error in each picture): where the same wrong value is read
+with probability p, p² is systematic and p (1 - p) scattered. So this is not what a filter keeps and what it takes away: one that draws the
+likeliest value makes the error rate 0 where p < 1/2, and 1 where p > 1/2. The systematic part is estimated from pairs of different
+pictures, hence without bias at any number of pictures, and may come out a little below 0.
 """
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,7 +24,7 @@ from scipy.special import ndtri
 from proxy_jax.metrics.scores import Interval, interval, normalise
 
 Read = Mapping[str, Sequence[str]]  # attribute -> its value in each picture, as Probes.read gives it
-RESAMPLED = 2000  # times, for the interval of a line
+RESAMPLED = 2000  # times, for the interval of a slope
 
 
 def _from_dict(kind: type, content: Mapping[str, Any]) -> Any:
@@ -42,7 +45,7 @@ class Rate:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A mean error, systematic + scattered (see above). covered: the share of what was counted that more than one picture shows."""
+    """A mean error, systematic + scattered (see above). covered: the share of all errors that it is a mean over (of tokens: see `tokens`)."""
 
     error: float
     systematic: float
@@ -72,8 +75,9 @@ class AttributeSide:
 class AttributeAccount:
     """One attribute of one subject, of the supervisor's pictures and the student's.
 
-    inherited: the share of pictures with a wrong value that both sides show so often; filtered: what else of the supervisor's is wrong;
-    new: what else of the student's. misread: how often the probe is wrong about renderings of the truth, None if none were read.
+    overlap: the share of pictures with a wrong value that both sides show so often; supervisor_only, student_only: what else of theirs is
+    wrong. Two sides that are wrong for reasons of their own overlap too. misread: how often the probe is wrong about renderings of the
+    truth, None if none were read.
     """
 
     subject: str
@@ -81,9 +85,9 @@ class AttributeAccount:
     truth: str
     supervisor: AttributeSide
     student: AttributeSide
-    inherited: float
-    filtered: float
-    new: float
+    overlap: float
+    supervisor_only: float
+    student_only: float
     misread: float | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,19 +126,22 @@ class Modes:
 
 @dataclasses.dataclass(frozen=True)
 class AttributeSummary:
-    """All attributes of all subjects. line: the student's error rate as a function of its supervisor's: slope 1 copies, 0 filters.
+    """All attributes of all subjects. line: the student's error rate as a function of its supervisor's; slope 1: it is wrong as often more.
 
-    The rest are means over a subject's attributes, then over subjects. left_out: "subject: attribute" of those that the probe misreads.
+    within: the same with an intercept for each attribute: one that is hard for both sides does not make the slope. Neither says that errors
+    are copied (see `excess`). The rest are means over a subject's attributes, then over subjects. left_out: "subject: attribute" of those
+    that the probe misreads.
     """
 
     line: Line | None
+    within: Line | None
     modes: Modes
     error: Paired
     systematic: Paired
     scattered: Paired
-    inherited: Interval
-    filtered: Interval
-    new: Interval
+    overlap: Interval
+    supervisor_only: Interval
+    student_only: Interval
     left_out: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -183,21 +190,24 @@ def _groups(errors: np.ndarray, keys: np.ndarray, pictures: np.ndarray) -> _Grou
     return _Groups(found, counts, sums, squares, shared)
 
 
-def _split(groups: _Groups) -> Split:
-    several = ~np.isnan(groups.shared)
-    covered = groups.counts[several].sum()
-    if not covered:
-        raise ValueError("nothing is shown by more than one picture: systematic and scattered errors cannot be told apart")
-    error = groups.squares[several].sum() / covered
-    systematic = (groups.shared * groups.counts)[several].sum() / covered
-    return Split(float(error), float(systematic), float(error - systematic), float(covered / groups.counts.sum()))
+def _chosen(groups: _Groups, keys: np.ndarray) -> _Groups:
+    """The groups of these keys, all of which there are."""
+    rows = np.searchsorted(groups.keys, keys)
+    return _Groups(*(getattr(groups, field.name)[rows] for field in dataclasses.fields(_Groups)))
+
+
+def _split(groups: _Groups, weights: np.ndarray, covered: float) -> Split:
+    error, systematic = (float(np.average(values, weights=weights)) for values in (groups.squares / groups.counts, groups.shared))
+    return Split(error, systematic, error - systematic, covered)
 
 
 def _attribute_side(values: Sequence[str], truth: str) -> AttributeSide:
+    if len(values) < 2:
+        raise ValueError("systematic and scattered errors are told apart by more than one picture")
     names = sorted({truth, *values})
     errors = np.eye(len(names))[[names.index(value) for value in values]] - np.eye(len(names))[names.index(truth)]
     wrong, counts = sum(value != truth for value in values), Counter(values)
-    split = _split(_groups(errors, np.zeros(len(values), int), np.arange(len(values))))
+    split = _split(_groups(errors, np.zeros(len(values), int), np.arange(len(values))), np.ones(1), 1.0)
     return AttributeSide(rate(wrong, len(values)), min(names, key=lambda name: (-counts[name], name)), split)
 
 
@@ -219,21 +229,50 @@ def attributes(subject: str, truth: Mapping[str, str], supervisor: Read, student
     return tuple(found)
 
 
-def line(x: Sequence[float], y: Sequence[float], subjects: Sequence[str]) -> Line | None:
-    """The least-squares line of y [n] as a function of x [n], points of one subject resampled together; None if all x are the same."""
+def _resamples(subjects: int) -> np.ndarray:
+    """How often each subject counts, [1 + RESAMPLED, subjects]: first once each, then as drawn with replacement."""
+    draws = np.random.default_rng(0).multinomial(subjects, np.full(subjects, 1 / subjects), RESAMPLED)
+    return np.vstack([np.ones(subjects), draws])
+
+
+def _ends(values: np.ndarray, subjects: int) -> tuple[float, float] | None:
+    """The 95 % interval of a figure from its values over resamples."""
+    return None if subjects < 2 else tuple(np.quantile(values, (0.025, 0.975)).tolist())
+
+
+def line(x: Sequence[float], y: Sequence[float], subjects: Sequence[str], groups: Sequence[str] | None = None) -> Line | None:
+    """The least-squares line of y [n] as a function of x [n], points of one subject resampled together; None if all x are the same.
+
+    groups [n]: each has an intercept of its own. The slope is then that within groups (None if their x do not differ), the intercept
+    the mean one.
+    """
     names, of = np.unique(np.asarray(subjects), return_inverse=True)
+    kinds, kind = np.unique(np.asarray([""] * len(of) if groups is None else groups), return_inverse=True)
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    terms = np.stack([np.bincount(of, term) for term in (np.ones_like(x), x, y, x * x, x * y)], 1)
-    draws = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLED)
-    n, sx, sy, sxx, sxy = (np.vstack([np.ones(len(names)), draws]) @ terms).T
-    spread = n * sxx - sx**2
-    usable = spread > 1e-9 * n**2
+    terms = np.zeros((len(names), len(kinds), 5))
+    np.add.at(terms, (of, kind), np.stack([np.ones_like(x), x, y, x * x, x * y], 1))
+    n, sx, sy, sxx, sxy = np.moveaxis(np.tensordot(_resamples(len(names)), terms, 1), -1, 0)  # [1 + RESAMPLED, groups] each
+    some = np.maximum(n, 1)  # all sums of a group that a resample lacks are 0
+    spread, along, points = (sxx - sx**2 / some).sum(1), (sxy - sx * sy / some).sum(1), n.sum(1)
+    usable = spread > 1e-9 * points
     if not usable[0]:
         return None
-    slopes = (n * sxy - sx * sy)[usable] / spread[usable]
-    intercepts = (sy[usable] - slopes * sx[usable]) / n[usable]
-    ends = [None if len(names) < 2 else tuple(np.quantile(found[1:], (0.025, 0.975)).tolist()) for found in (slopes, intercepts)]
-    return Line(float(slopes[0]), float(intercepts[0]), *ends, len(x), len(names))
+    slopes = along[usable] / spread[usable]
+    intercepts = (sy.sum(1)[usable] - slopes * sx.sum(1)[usable]) / points[usable]
+    return Line(float(slopes[0]), float(intercepts[0]), *(_ends(found[1:], len(names)) for found in (slopes, intercepts)), len(x), len(names))
+
+
+def excess(accounts: Sequence[AttributeAccount], others: Sequence[AttributeAccount], most_misread: float = 1.0) -> Line | None:
+    """How much oftener a student is wrong than another one, as a line over the supervisor's error rate; of the same subjects and attributes.
+
+    If the other learned from true pictures, its errors are those of a student of this size; what the first has more of them where its
+    supervisor has more is inherited. Raises ValueError if the accounts are not of the same attributes.
+    """
+    if [(a.subject, a.attribute) for a in accounts] != [(b.subject, b.attribute) for b in others]:
+        raise ValueError("the two students' accounts are of different subjects or attributes")
+    used = [(a, b) for a, b in zip(accounts, others, strict=True) if (a.misread or 0.0) <= most_misread]
+    more = [a.student.wrong.rate - b.student.wrong.rate for a, b in used]
+    return line([a.supervisor.wrong.rate for a, _ in used], more, [a.subject for a, _ in used]) if used else None
 
 
 def paired(supervisor: Sequence[float], student: Sequence[float]) -> Paired:
@@ -262,15 +301,18 @@ def summarise_attributes(accounts: Sequence[AttributeAccount], most_misread: flo
     def both(value: Callable[[AttributeSide], float]) -> Paired:
         return paired(over_attributes(lambda account: value(account.supervisor)), over_attributes(lambda account: value(account.student)))
 
+    rates = [[side.wrong.rate for side in own] for own in zip(*sides, strict=True)]
+    subjects = [account.subject for account in used]
     return AttributeSummary(
-        line=line([a.wrong.rate for a, _ in sides], [b.wrong.rate for _, b in sides], [account.subject for account in used]),
+        line=line(*rates, subjects),
+        within=line(*rates, subjects, [account.attribute for account in used]),
         modes=_modes(used),
         error=both(lambda side: side.wrong.rate),
         systematic=both(lambda side: side.split.systematic),
         scattered=both(lambda side: side.split.scattered),
-        inherited=interval(over_attributes(lambda account: account.inherited)),
-        filtered=interval(over_attributes(lambda account: account.filtered)),
-        new=interval(over_attributes(lambda account: account.new)),
+        overlap=interval(over_attributes(lambda account: account.overlap)),
+        supervisor_only=interval(over_attributes(lambda account: account.supervisor_only)),
+        student_only=interval(over_attributes(lambda account: account.student_only)),
         left_out=tuple(f"{account.subject}: {account.attribute}" for account in left_out),
     )
 
@@ -307,7 +349,8 @@ class Region:
     """One side's tokens inside or outside the subject's area.
 
     deviation: 1 - cosine of the code vectors of a token and the true one, a mean over tokens, then pictures. beyond: the share of tokens
-    that deviate more than the threshold. split: of the mean deviation of tokens, those with the same true token being the same thing.
+    that deviate more than the threshold. split: of the mean deviation over the true tokens that are compared (see `tokens`), those with the
+    same true token being the same thing; covered: the share of this side's tokens whose true one is compared.
     entropy: of the token in each place over pictures, in bits, a mean over places (weighted by how often both sides show the region there);
     truth_entropy: that of the true tokens, the spread of the scenes themselves.
     """
@@ -321,19 +364,12 @@ class Region:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bias:
-    """supervisor: the systematic part of its deviation; shared: the part of it that the student's mean errors repeat, of the same true tokens.
-
-    shared / supervisor is a slope: 1 if the student makes the supervisor's systematic error, 0 if it has nothing of it.
-    """
-
-    supervisor: float
-    shared: float
-
-
-@dataclasses.dataclass(frozen=True)
 class TokenAccount:
-    """The tokens of one subject's pictures. compared: the number of each side's pictures (its first) that entropies are taken over."""
+    """The tokens of one subject's pictures. compared: the number of each side's pictures (its first) that entropies are taken over.
+
+    repeated: the part of the supervisor's systematic deviation that the student's mean errors repeat. Over the whole of it, it is a slope:
+    1 if the student makes the supervisor's systematic error, 0 if it has nothing of it.
+    """
 
     subject: str
     threshold: float
@@ -342,8 +378,8 @@ class TokenAccount:
     supervisor_outside: Region
     student_inside: Region
     student_outside: Region
-    bias_inside: Bias
-    bias_outside: Bias
+    repeated_inside: float
+    repeated_outside: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and dicts, ready for JSON."""
@@ -357,15 +393,22 @@ class TokenAccount:
 
 @dataclasses.dataclass(frozen=True)
 class RegionSummary:
-    """Means over subjects. bias_slope: the subjects' shared bias over the supervisor's (Bias), None where the supervisor has none."""
+    """Means over subjects; error, systematic, scattered and covered are the split's.
+
+    bias_slope: all subjects' repeated deviation over their supervisors' systematic one, None where they have none, and its 95 % interval
+    by resampling subjects (None for one).
+    """
 
     deviation: Paired
     beyond: Paired
+    error: Paired
     systematic: Paired
     scattered: Paired
+    covered: Paired
     entropy: Paired
     truth_entropy: Paired
     bias_slope: float | None
+    bias_slope_interval: tuple[float, float] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -393,43 +436,51 @@ def entropy(tokens: np.ndarray) -> np.ndarray:
     return found
 
 
-def tokens(subject: str, supervisor: Tokens, student: Tokens, codebook: np.ndarray, threshold: float = 0.5) -> TokenAccount:
+def tokens(
+    subject: str, supervisor: Tokens, student: Tokens, codebook: np.ndarray, threshold: float = 0.5, others: Sequence[Tokens] = ()
+) -> TokenAccount:
     """The account of the supervisor's pictures (the proxies the student learned from) and the student's of the same prompt.
 
-    codebook: the tokenizer's code vectors [k, d]. A tokenizer and a nearest rendering are never exact: photos' tokens against those of
-    the scenes found for them show how much deviation that alone makes. Raises ValueError if a region of a side has no tokens, or none whose
-    true token is in several of its pictures.
+    codebook: the tokenizer's code vectors [k, d]. Splits are means over the true tokens that several pictures of each side show, weighted
+    on both sides by their mean share; others: further sides that must show them too, so that several students' accounts compare the same.
+    Raises ValueError if a region of a side has no tokens, or if there is no true token to compare.
     """
-    vectors, compared = normalise(codebook), min(len(supervisor.pictures), len(student.pictures))
-    areas = np.concatenate([side.area[:compared] for side in (supervisor, student)])
-    regions, biases = {}, {}
+    vectors, compared, sides = normalise(codebook), min(len(supervisor.pictures), len(student.pictures)), (supervisor, student, *others)
+    areas = np.concatenate([side.area[:compared] for side in sides[:2]])
+    found: dict[str, Any] = {}
     for place, weight in (("inside", areas.mean(0)), ("outside", 1 - areas.mean(0))):
-        groups = {}
-        for name, side in (("supervisor", supervisor), ("student", student)):
-            chosen = side.area if place == "inside" else ~side.area
-            if not chosen.any():
-                raise ValueError(f"{subject}: none of the {name}'s tokens is {place} the subject's area")
-            rows = np.nonzero(chosen)[0]
-            groups[name] = _groups(vectors[side.pictures[chosen]] - vectors[side.truth[chosen]], side.truth[chosen], rows)
-            off = deviation(side.pictures, side.truth, codebook)
-            means = [float(off[row][chosen[row]].mean()) for row in np.unique(rows)]
-            spreads = [float(np.average(entropy(found[:compared]), weights=weight)) for found in (side.pictures, side.truth)]
-            beyond = float((off[chosen] > threshold).mean())
-            regions[f"{name}_{place}"] = Region(int(chosen.sum()), interval(means), beyond, _split(groups[name]), *spreads)
-        biases[f"bias_{place}"] = _bias(groups["supervisor"], groups["student"])
-    return TokenAccount(subject, threshold, compared, **regions, **biases)
+        groups = [_token_groups(side, place, vectors) for side in sides]
+        keys = functools.reduce(np.intersect1d, [own.keys[~np.isnan(own.shared)] for own in groups])
+        if not len(keys):
+            raise ValueError(f"{subject}: no true token {place} the subject's area is in more than one picture of each side")
+        chosen = [_chosen(own, keys) for own in groups]
+        shares = np.stack([own.counts / whole.counts.sum() for own, whole in zip(chosen, groups, strict=True)])
+        weights = shares.mean(0)
+        for name, side, own, covered in zip(("supervisor", "student"), sides, chosen, shares.sum(1), strict=False):
+            split = _split(own, weights, float(covered))
+            found[f"{name}_{place}"] = _region(side, place, codebook, threshold, split, weight, compared)
+        products = (chosen[0].sums * chosen[1].sums).sum(1) / (2 * chosen[0].counts * chosen[1].counts)
+        found[f"repeated_{place}"] = float(np.average(products, weights=weights))
+    return TokenAccount(subject, threshold, compared, **found)
 
 
-def _bias(supervisor: _Groups, student: _Groups) -> Bias:
-    """Over the true tokens of several of the supervisor's pictures and any of the student's, weighted by the supervisor's number."""
-    _, i, j = np.intersect1d(supervisor.keys, student.keys, return_indices=True)
-    several = ~np.isnan(supervisor.shared[i])
-    i, j = i[several], j[several]
-    if not len(i):
-        return Bias(0.0, 0.0)
-    shared = (supervisor.sums[i] * student.sums[j]).sum(1) / student.counts[j] / 2
-    number = supervisor.counts[i].sum()
-    return Bias(float((supervisor.shared * supervisor.counts)[i].sum() / number), float(shared.sum() / number))
+def _in_region(side: Tokens, place: str) -> np.ndarray:
+    return side.area if place == "inside" else ~side.area
+
+
+def _token_groups(side: Tokens, place: str, vectors: np.ndarray) -> _Groups:
+    chosen = _in_region(side, place)
+    if not chosen.any():
+        raise ValueError(f"the pictures of one side have no tokens {place} the subject's area")
+    return _groups(vectors[side.pictures[chosen]] - vectors[side.truth[chosen]], side.truth[chosen], np.nonzero(chosen)[0])
+
+
+def _region(side: Tokens, place: str, codebook: np.ndarray, threshold: float, split: Split, weight: np.ndarray, compared: int) -> Region:
+    """weight [t]: how often a place of the grid is in the region, for the entropies."""
+    chosen, off = _in_region(side, place), deviation(side.pictures, side.truth, codebook)
+    means = [float(row[own].mean()) for row, own in zip(off, chosen, strict=True) if own.any()]
+    spreads = [float(np.average(entropy(found[:compared]), weights=weight)) for found in (side.pictures, side.truth)]
+    return Region(int(chosen.sum()), interval(means), float((off[chosen] > threshold).mean()), split, *spreads)
 
 
 def summarise_tokens(accounts: Sequence[TokenAccount]) -> TokenSummary:
@@ -440,16 +491,20 @@ def summarise_tokens(accounts: Sequence[TokenAccount]) -> TokenSummary:
             sides = ([value(getattr(account, f"{name}_{place}")) for account in accounts] for name in ("supervisor", "student"))
             return paired(*sides)
 
-        biases = [getattr(account, f"bias_{place}") for account in accounts]
-        of = sum(bias.supervisor for bias in biases)
+        biases = [[getattr(account, f"repeated_{place}"), getattr(account, f"supervisor_{place}").split.systematic] for account in accounts]
+        repeated, of = (_resamples(len(accounts)) @ np.asarray(biases)).T
+        slopes = repeated[of > 0] / of[of > 0]
         return RegionSummary(
             deviation=both(lambda found: found.deviation.mean),
             beyond=both(lambda found: found.beyond),
+            error=both(lambda found: found.split.error),
             systematic=both(lambda found: found.split.systematic),
             scattered=both(lambda found: found.split.scattered),
+            covered=both(lambda found: found.split.covered),
             entropy=both(lambda found: found.entropy),
             truth_entropy=both(lambda found: found.truth_entropy),
-            bias_slope=sum(bias.shared for bias in biases) / of if of > 0 else None,
+            bias_slope=float(slopes[0]) if of[0] > 0 else None,
+            bias_slope_interval=_ends(slopes[1:], len(accounts)) if of[0] > 0 else None,
         )
 
     return TokenSummary(region("inside"), region("outside"))

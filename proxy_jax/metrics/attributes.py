@@ -12,11 +12,12 @@ Read = Mapping[str, Sequence[str]]
 Asked = Sequence[Mapping[str, str]]  # a picture's attributes as its prompt asks for them
 
 
-def identity(read: Read, truth: Mapping[str, str], asked: Asked) -> np.ndarray:
-    """The share of the subject's attributes `truth` that are read right, [n].
+def identity(read: Read, class_noun: str, truth: Mapping[str, str], asked: Asked) -> np.ndarray:
+    """The share of the subject's attributes `truth` that are read right, [n]; 0 in a picture of another class, whose parts are others.
 
-    Where the prompt asks for another body colour, the body's does not count, nor any attribute of the colour asked for: in a red
-    subject a red stripe changes too (scenes.recoloured). Raises ValueError if nothing is left to count.
+    Chance is not 0: a subject of the class drawn at random (looks.draw_identity) has 0.2 of them right on average. Where the prompt asks for
+    another body colour, the body's does not count, nor any attribute of the colour asked for: in a red subject a red stripe changes too
+    (scenes.recoloured). Raises ValueError if nothing is left to count.
     """
     shares = []
     for i, wanted in enumerate(asked):
@@ -25,7 +26,7 @@ def identity(read: Read, truth: Mapping[str, str], asked: Asked) -> np.ndarray:
         if not counted:
             raise ValueError(f"no attribute of {dict(truth)} counts in picture {i}, whose prompt asks for {dict(wanted)}")
         shares.append(np.mean([read[name][i] == truth[name] for name in counted]))
-    return np.asarray(shares)
+    return np.asarray(shares) * right_class(read, class_noun)
 
 
 def context(read: Read, asked: Asked) -> np.ndarray:
@@ -46,11 +47,11 @@ def of_samples(read: Read, class_noun: str, truth: Mapping[str, str] | None, ask
     found = {"context": context(read, asked), "right_class": right_class(read, class_noun)}
     if truth is None:
         return found
-    shares = identity(read, truth, asked)
+    shares = identity(read, class_noun, truth, asked)
     return found | {"identity": shares, "identity_context": shares * found["context"]}
 
 
 def of_photos(read: Read, class_noun: str, truth: Mapping[str, str] | None) -> dict[str, np.ndarray]:
-    """The same of the subject's photos, which no prompt asked for: what a perfect generator would reach, [n] each."""
+    """The same of the subject's photos, which no prompt asked for, [n] each."""
     found = {"right_class": right_class(read, class_noun)}
-    return found if truth is None else found | {"identity": identity(read, truth, [{}] * len(read[CLASS]))}
+    return found if truth is None else found | {"identity": identity(read, class_noun, truth, [{}] * len(read[CLASS]))}

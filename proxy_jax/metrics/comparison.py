@@ -19,8 +19,14 @@ Row = Mapping[str, Any]
 Table = Mapping[str, Mapping[str, Row]]  # arm -> subject -> row
 NONE = "–"
 PLACES = ("inside", "outside")
+ACCOUNTS = {
+    "account": "What survives of the supervisor's errors: students draw without guidance",
+    "account_guided": "The same, drawn with the evaluation's guidance",
+}
 TOKEN_MEASURES = {
     "deviation": "deviation",
+    "covered": "share compared",
+    "error": "deviation of those",
     "systematic": "systematic",
     "scattered": "scattered",
     "beyond": "beyond the threshold",
@@ -68,19 +74,24 @@ def _gain(table: Table, arm: str, other: str, score: str) -> dict[str, Any] | No
     return dataclasses.asdict(interval(gains)) | {"wins": int(np.sum(np.asarray(gains) > 0))} if gains else None
 
 
-def accounts(results: Sequence[Mapping[str, Any]], arms: Sequence[str], most_misread: float) -> dict[str, Any]:
+def accounts(results: Sequence[Mapping[str, Any]], arms: Sequence[str], most_misread: float, drawn: str = "arms") -> dict[str, Any]:
     """The accounts of several subjects in one JSON-able summary.
 
-    results: a subject each, {"pictures", "floor": place -> deviation of the photos' tokens, "arms": arm -> {"attributes": AttributeAccounts
-    as dicts, "tokens": a TokenAccount as one}}. most_misread: of account.summarise_attributes, for its line and means.
-    Of each of `arms`: both summaries, and the points of the line. Of each but the first also "first_less_own": the same figures with this
-    arm in the supervisor's place and the first in the student's, whose difference says what is the first arm's own.
+    results: a subject each, {"pictures", "floor": an account, <drawn>: arm -> an account}, an account being {"attributes": AttributeAccounts
+    as dicts, "tokens": a TokenAccount as one}. most_misread: of account.summarise_attributes, for its line and means.
+    Of the floor and of each of `arms`: both summaries, and of arms the points of the line. Of each arm but the first also "excess"
+    (account.excess of the first over it) and "first_less_own": the same figures with this arm in the supervisor's place and the first in
+    the student's, whose difference says what is the first arm's own.
     """
+
+    def read(accounts: Sequence[Mapping[str, Any]]) -> tuple[list[AttributeAccount], list[TokenAccount]]:
+        attributes = [AttributeAccount.from_dict(content) for own in accounts for content in own["attributes"]]
+        return attributes, [TokenAccount.from_dict(own["tokens"]) for own in accounts]
+
     found: list[dict[str, Any]] = []
     firsts: tuple[list[AttributeAccount], list[TokenAccount]] | None = None
     for arm in arms:
-        attributes = [AttributeAccount.from_dict(content) for result in results for content in result["arms"][arm]["attributes"]]
-        tokens = [TokenAccount.from_dict(result["arms"][arm]["tokens"]) for result in results]
+        attributes, tokens = read([result[drawn][arm] for result in results])
         found.append({"arm": arm, "points": [_point(own, most_misread) for own in attributes]} | _summaries(attributes, tokens, most_misread))
         if firsts is None:
             firsts = attributes, tokens
@@ -89,7 +100,9 @@ def accounts(results: Sequence[Mapping[str, Any]], arms: Sequence[str], most_mis
         places = [{f"supervisor_{place}": getattr(own, f"student_{place}") for place in PLACES} for own in tokens]
         theirs = [dataclasses.replace(first, **place) for first, place in zip(firsts[1], places, strict=True)]
         found[-1]["first_less_own"] = _measures(_summaries(ours, theirs, most_misread))
-    floor = {place: dataclasses.asdict(interval([result["floor"][place] for result in results])) for place in PLACES}
+        excess = account.excess(firsts[0], attributes, most_misread)
+        found[-1]["excess"] = excess and dataclasses.asdict(excess)
+    floor = _summaries(*read([result["floor"] for result in results]), most_misread)
     return {"pictures": min(result["pictures"] for result in results), "most_misread": most_misread, "floor": floor, "arms": found}
 
 
@@ -126,14 +139,17 @@ def markdown(content: Mapping[str, Any]) -> str:
     if content["contrasts"]:
         lines += ["", f"Gain of {content['contrasts'][0]['arm']} on each of these arms, likewise."]
         lines += _table(["against", *scores], [[row["against"], *map(_gain_cell, row["scores"].values())] for row in content["contrasts"]])
-    return "\n".join([*lines, *(_account(content["account"]) if "account" in content else [])]) + "\n"
+    for part, title in ACCOUNTS.items():
+        lines += ["", f"## {title}", "", *_account(content[part])] if part in content else []
+    return "\n".join(lines) + "\n"
 
 
 def _account(content: Mapping[str, Any]) -> list[str]:
-    floor = ", ".join(f"{_cell(content['floor'][place])} {place} the subject's area" for place in PLACES)
-    lines = ["", "## What survives of the supervisor's errors", ""]
-    lines.append(f"Errors of {content['pictures']} proxies a subject, and of as many pictures that each arm tuned on them drew for their prompt.")
-    lines.append(f"The photos' tokens deviate from those of their nearest renderings by {floor}: tokenizer and search alone.")
+    lines = [f"Errors of {content['pictures']} proxies a subject, and of as many pictures that each arm drew for their prompt."]
+    lines += ["", "The floor, without any generator's error: renderings of the truth that went through the codec of either side."]
+    floor = [[name, _cell(own["supervisor"]), _cell(own["student"])] for name, own in _measures(content["floor"]).items()]
+    lines += _table(["", "the supervisor's codec", "the student's"], floor)
+    lines += ["", f"Share of the first's systematic token error that the second repeats: {_slopes(content['floor']['tokens'])}."]
     for found in content["arms"]:
         arm = found["arm"]
         lines += _table(
@@ -145,11 +161,12 @@ def _account(content: Mapping[str, Any]) -> list[str]:
         if line is not None:
             slope, intercept = (_estimate(line[name], line[f"{name}_interval"]) for name in ("slope", "intercept"))
             lines += ["", f"Error rate of {arm} by that of the proxies, {line['points']} attributes of {line['subjects']} subjects: "]
-            lines[-1] += f"slope {slope}, intercept {intercept} (slope 1: copied, 0: filtered)."
-        shares = ", ".join(f"{name} {_cell(attributes[name])}" for name in ("inherited", "filtered", "new"))
-        slopes = ", ".join(f"{place} {_number(tokens[place]['bias_slope'])}" for place in PLACES)
+            lines[-1] += f"slope {slope}, intercept {intercept}"
+            within = attributes["within"]
+            lines[-1] += f"; with an intercept for each attribute, slope {_estimate(within['slope'], within['slope_interval'])}." if within else "."
+        shares = ", ".join(f"{name.replace('_', ' ')} {_cell(attributes[name])}" for name in ("overlap", "supervisor_only", "student_only"))
         lines += ["", f"Wrong values: {shares}. Likeliest values: {', '.join(f'{name} {count}' for name, count in modes.items())}."]
-        lines.append(f"Share of the proxies' systematic token error that {arm} repeats: {slopes}.")
+        lines.append(f"Share of the proxies' systematic token error that {arm} repeats: {_slopes(tokens)}.")
         if attributes["left_out"]:
             lines.append(f"Left out, as the probe misreads more than {content['most_misread']:.0%} of their renderings: ")
             lines[-1] += f"{', '.join(attributes['left_out'])}."
@@ -157,16 +174,20 @@ def _account(content: Mapping[str, Any]) -> list[str]:
     for found in others:
         rows = [[name, _difference(own["difference"])] for name, own in found["first_less_own"].items()]
         lines += ["", f"{first['arm']} less {found['arm']}, of the same proxies:", *_table(["", "difference"], rows)]
+        if found["excess"] is not None:
+            slope = _estimate(found["excess"]["slope"], found["excess"]["slope_interval"])
+            lines += ["", f"Error rate of {first['arm']} less that of {found['arm']}, by that of the proxies: slope {slope}."]
     return lines
+
+
+def _slopes(tokens: Mapping[str, Any]) -> str:
+    own = [(place, tokens[place]["bias_slope"], tokens[place]["bias_slope_interval"]) for place in PLACES]
+    return ", ".join(f"{place} {NONE if slope is None else _estimate(slope, ends)}" for place, slope, ends in own)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     head_line, *lines = [f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows)]
     return ["", head_line, "|---" * len(head) + "|", *lines]
-
-
-def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.3f}"
 
 
 def _estimate(value: float, ends: Sequence[float] | None) -> str:

@@ -15,11 +15,12 @@ LIGHT = dict(card="#ffffff", ink="#1d1f23", soft="#626975", line="#e6e3dd", firs
 DARK = dict(card="#1b1e23", ink="#e9eaec", soft="#a0a7b4", line="#2c3037", first="#7aa7ff", second="#e08a76", third="#63c3a0", other="#858c99")
 WIDTH, TOP = 720, 46  # of a figure; where what it shows begins, below its title
 LETTER = 6.6  # the width of a letter, about
+RATES_TITLE = "How often an attribute is wrong (dotted: as often as in the proxies, dashed: a majority filter)"
 NAMES = {
     "dino": "DINO",
     "clip_i": "CLIP-I",
     "clip_t": "CLIP-T",
-    "identity": "Identity (share of the subject's attributes that are right)",
+    "identity": "Identity (share of the subject's attributes that are right; by chance 0.2)",
     "context": "Context (share of what the prompt asks for)",
     "identity_context": "Identity × context",
 }
@@ -77,7 +78,12 @@ def figure(title: str, height: float, parts: Sequence[str]) -> str:
         *("svg{font:12px system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif}", ".title{font-size:14px;font-weight:600}"),
         ".strong{font-weight:600}",
         *(".line,.band,.diagonal{stroke-width:1}", ".band{opacity:.18}", ".faint{opacity:.55}", ".thick{stroke-width:2;fill:none}"),
-        *(".whisker{stroke-width:1.5}", ".diagonal{stroke-dasharray:3 4}", ".hollow{fill-opacity:0;stroke-width:1.2}"),
+        *(
+            ".whisker{stroke-width:1.5}",
+            ".diagonal{stroke-dasharray:3 4}",
+            ".majority{stroke-width:1.5;stroke-dasharray:7 4;fill:none}",
+            ".hollow{fill-opacity:0;stroke-width:1.2}",
+        ),
     ]
     style = "".join([*rules, _coloured(LIGHT), "@media(prefers-color-scheme:dark){", _coloured(DARK), "}"])
     return (
@@ -90,7 +96,8 @@ def figure(title: str, height: float, parts: Sequence[str]) -> str:
 def _coloured(colours: Mapping[str, str]) -> str:
     own = "".join(f".{name}{{fill:{colours[name]};stroke:{colours[name]}}}" for name in ("first", "second", "third", "other"))
     texts = f"text{{fill:{colours['soft']};stroke:none}}.title,.strong{{fill:{colours['ink']}}}"
-    return f".card{{fill:{colours['card']}}}.line{{stroke:{colours['line']}}}.diagonal{{stroke:{colours['soft']}}}{own}.thick{{fill:none}}{texts}"
+    lines = f".line{{stroke:{colours['line']}}}.diagonal,.majority{{stroke:{colours['soft']}}}"
+    return f".card{{fill:{colours['card']}}}{lines}{own}.thick{{fill:none}}{texts}"
 
 
 def _text(x: float, y: float, content: str, *, anchor: str = "start", kind: str = "", turned: bool = False) -> str:
@@ -198,17 +205,21 @@ def lines(panels: Sequence[tuple[str, str, Sequence[Mapping[str, Any]], Mapping[
     """Side by side a panel each of (name, its colour's class, points, fitted line): rates of the student's errors by its supervisor's.
 
     points: {"supervisor", "student", "left_out"}, the latter hollow; line: an account.Line as a dict. Dotted: where both are the same.
+    Dashed: what a filter would do that draws each attribute's likeliest value: wrong never up to 1/2, above it (of one wrong value) always.
     """
     gap, left = 64, 66
     side = (WIDTH - 24 - left - gap * (len(panels) - 1)) / max(len(panels), 2)
     top, bottom = TOP + 22, TOP + 22 + side
     most = max(point[name] for _, _, points, _ in panels for point in points for name in ("supervisor", "student"))
+    high = 1.06 if most > 0.5 else 1.06 * most or 1.0
+    majority = [(0, 0), (0.5, 0), (0.5, 1), (1, 1)] if most > 0.5 else [(0, 0), (high, 0)]
     parts = []
     for number, (name, kind, points, line) in enumerate(panels):
         begin = left + number * (side + gap)
-        x, y = Scale(0, 1.06 * most or 1, begin, begin + side), Scale(0, 1.06 * most or 1, bottom, top)
+        x, y = Scale(0, high, begin, begin + side), Scale(0, high, bottom, top)
         parts += [*_x_axis(x, top, bottom, x_label), *_y_axis(y, begin, begin + side, f"error rate of {name}")]
         parts.append(_segment(x(0), y(0), x(x.high), y(y.high), "diagonal"))
+        parts.append(_path([(x(at), y(rate)) for at, rate in majority], "majority"))
         parts += [_dot(x(p["supervisor"]), y(p["student"]), f"{kind} {'hollow' if p['left_out'] else 'faint'}", 3.5) for p in points]
         if line is None:
             continue
@@ -299,6 +310,6 @@ def _account(content: Mapping[str, Any], colours: Mapping[str, str]) -> dict[str
     regions = {"attributes": ("attributes",), "tokens on the subject": ("tokens", "inside"), "tokens around it": ("tokens", "outside")}
     split = [(region, [group(part, *path) for part in ("systematic", "scattered")]) for region, path in regions.items()]
     return {
-        "error_rates": lines(panels, title="Which of the proxies' wrong attributes are learned", x_label="error rate of the proxies"),
+        "error_rates": lines(panels, title=RATES_TITLE, x_label="error rate of the proxies"),
         "errors": bars(split, title="Errors that are the same in every picture, and those that differ"),
     }

@@ -75,7 +75,8 @@ def config_of(content: Mapping) -> ProbeConfig:
 
 @parameters.jit
 def _logits(model: Probe, pictures: jax.Array) -> jax.Array:
-    return model(pictures)
+    with jax.default_matmul_precision("highest"):  # accelerators round float32 products otherwise, and readings move
+        return model(pictures)
 
 
 class Probes:

@@ -24,7 +24,7 @@ MEANINGS = {
     "dino": "How like the photos in fine detail; higher is better.",
     "clip_i": "How like the photos in overall meaning; higher is better.",
     "clip_t": "How well picture and prompt agree; higher is better.",
-    "identity": "How much of the subject's own colours, pattern and parts is there; higher is better.",
+    "identity": "How much of the subject's own colours, pattern and parts is there (0.2: another subject of its class); higher is better.",
     "context": "How much of what the prompt asks for is there; higher is better.",
     "identity_context": "Both at once, in the same picture; higher is better.",
     "right_class": "How many show the right kind of thing; higher is better.",

@@ -2,7 +2,7 @@
 
 DINO and CLIP-I are the mean cosine over all pairs of a real photo and a generated image. CLIP-T is the mean cosine of each
 generated image and its prompt, the prompt without the subject's token. The ceiling is the mean cosine over all pairs of two
-different photos: what a perfect generator would reach. Higher is better everywhere.
+different photos: what one more photo would reach. Higher is better everywhere.
 
 Where a probe can read pictures (attributes.py), its scores are averaged beside them.
 """

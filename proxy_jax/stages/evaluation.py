@@ -5,6 +5,7 @@ followed. What is true of the subject stands in truth.json beside its photos: {"
 """
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -123,14 +124,69 @@ def read(probes: Probes, pictures: Sequence[np.ndarray]) -> dict[str, list[str]]
     return probes.read(np.stack([images.resize_crop(Image.fromarray(picture), size, Image.Resampling.BICUBIC) for picture in pictures]))
 
 
+def templates(config: ConfigDict, subject: learners.Subject) -> tuple[str, ...]:
+    """Those of DreamBench's prompts that are drawn."""
+    return prompts.dreambench_prompts(subject.live)[: config.evaluation.num_prompts]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """All that scores pictures of one subject: its prompts, its photos and what is known of it, the encoders and, if there is one, the probe."""
+
+    subject: learners.Subject
+    templates: tuple[str, ...]
+    encoders: MetricEncoders
+    probes: Probes | None
+    known: dict[str, str] | None
+
+    @classmethod
+    def load(cls, config: ConfigDict, workdir: Path) -> "Judge":
+        """The run's own. Raises StageError on a truth.json that is not the subject's, and what the loaders raise."""
+        stage, subject, locate = config.evaluation, learners.subject(config, workdir), learners.locate(workdir)
+        # In float32 and with DreamBench's own preprocessing, as the published scores.
+        encoders = MetricEncoders.load(locate(stage.dino), locate(stage.clip), compute=Compute(), dino_preprocessing="dreambench")
+        probes = Probes.load(locate(stage.probes)) if stage.probes else None
+        return cls(subject, templates(config, subject), encoders, probes, truth(config, workdir) if probes else None)
+
+    @functools.cached_property
+    def plain(self) -> list[str]:
+        """The prompts without the subject's token."""
+        return [prompts.without_token(template, self.subject.class_noun) for template in self.templates]
+
+    @functools.cached_property
+    def text(self) -> np.ndarray:
+        return self.encoders.clip_text(self.plain)
+
+    @functools.cached_property
+    def photos(self) -> list[np.ndarray]:
+        return [np.asarray(photo.image) for photo in self.subject.photos]
+
+    @functools.cached_property
+    def real(self) -> scores.Embeddings:
+        return self.embed(self.photos)
+
+    def embed(self, pictures: Sequence[np.ndarray]) -> scores.Embeddings:
+        return scores.Embeddings(self.encoders.dino(pictures), self.encoders.clip_image(pictures))
+
+    def score(self, pictures: Sequence[np.ndarray]) -> scores.Scores:
+        """Of pictures [h, w, 3] uint8, as many of each prompt, one prompt's after another's."""
+        prompt_of, probed = np.repeat(np.arange(len(self.plain)), len(pictures) // len(self.plain)), {}
+        if self.probes:
+            asked = [_asked(self.templates[number]) for number in prompt_of]
+            probed = attributes.of_samples(read(self.probes, pictures), self.subject.class_noun, self.known, asked)
+        return scores.score(self.real, self.embed(pictures), self.text, self.plain, prompt_of, probed)
+
+    def score_photos(self) -> scores.Scores:
+        """The photos against each other."""
+        read_in = attributes.of_photos(read(self.probes, self.photos), self.subject.class_noun, self.known) if self.probes else {}
+        return scores.ceiling(self.real, read_in)
+
+
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes evaluation/images/<arm>/*.png and report.json, report.md and report.html."""
     begin = time.time()
     stage, subject, folder = config.evaluation, learners.subject(config, workdir), workdir / NAME
-    templates = prompts.dreambench_prompts(subject.live)[: stage.num_prompts]
-    filled = [subject.fill(template) for template in templates]
-    plain = [prompts.without_token(template, subject.class_noun) for template in templates]
-    wanted = [prompt for prompt in filled for _ in range(stage.images_per_prompt)]
+    wanted = [subject.fill(template) for template in templates(config, subject) for _ in range(stage.images_per_prompt)]
 
     drawn: dict[str, list[Path]] = {}
     for name in arms(config):
@@ -147,25 +203,11 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             label=name,
         )
 
-    photos = [np.asarray(photo.image) for photo in subject.photos]
-    locate = learners.locate(workdir)
-    # In float32 and with DreamBench's own preprocessing, as the published scores.
-    encoders = MetricEncoders.load(locate(stage.dino), locate(stage.clip), compute=Compute(), dino_preprocessing="dreambench")
-    probes = Probes.load(locate(stage.probes)) if stage.probes else None
-    known = truth(config, workdir) if probes else None
-    prompt_of = np.repeat(np.arange(len(plain)), stage.images_per_prompt)
-    asked = [_asked(templates[number]) for number in prompt_of]
-    real = scores.Embeddings(encoders.dino(photos), encoders.clip_image(photos))
-    text = encoders.clip_text(plain)
-    rows = {}
-    for name, paths in drawn.items():
-        pictures = [files.load_picture(path) for path in paths]
-        generated = scores.Embeddings(encoders.dino(pictures), encoders.clip_image(pictures))
-        probed = attributes.of_samples(read(probes, pictures), subject.class_noun, known, asked) if probes else {}
-        rows[name] = scores.score(real, generated, text, plain, prompt_of, probed)
-    ceiling = scores.ceiling(real, attributes.of_photos(read(probes, photos), subject.class_noun, known) if probes else {})
-    samples = {name: _captioned(paths, np.repeat(plain, stage.images_per_prompt), workdir) for name, paths in drawn.items()}
-    content = _report(config, subject, workdir, samples, rows, ceiling, _notes(config, encoders, known), time.time() - begin)
+    judge = Judge.load(config, workdir)
+    rows = {name: judge.score([files.load_picture(path) for path in paths]) for name, paths in drawn.items()}
+    samples = {name: _captioned(paths, np.repeat(judge.plain, stage.images_per_prompt), workdir) for name, paths in drawn.items()}
+    notes = _notes(config, judge.encoders, judge.known)
+    content = _report(config, subject, workdir, samples, rows, judge.score_photos(), notes, time.time() - begin)
     report.write_json(content, folder / "report.json")
     report.write_markdown(content, folder / "report.md")
     report.write_html(content, workdir, folder / "report.html")

@@ -26,10 +26,15 @@ def tokens(wrong: int) -> account.Tokens:
 
 
 def told(subject: str, proxies: int, arms: Mapping[str, int], misread: int = 0) -> dict[str, Any]:
-    """Wrong pictures of 20: of the proxies, of each arm, and of right renderings as the probe reads them."""
-    found = {}
-    for arm, wrong in arms.items():
-        attributes = account.attributes(subject, TRUTH, read(proxies), read(wrong), rendered=read(misread))
-        of_tokens = account.tokens(subject, tokens(proxies), tokens(wrong), CODEBOOK)
-        found[arm] = {"attributes": [attribute.to_dict() for attribute in attributes], "tokens": of_tokens.to_dict()}
-    return {"pictures": N, "floor": {"inside": 0.125, "outside": 0.0625}, "arms": found}
+    """Wrong pictures of 20: of the proxies, of each arm, and of right renderings as the probe reads them.
+
+    Guided, one picture less of each arm is wrong. Of renderings two are, through the supervisor's codec, and one through the student's.
+    """
+
+    def of(supervisor: int, student: int) -> dict[str, Any]:
+        attributes = account.attributes(subject, TRUTH, read(supervisor), read(student), rendered=read(misread))
+        of_tokens = account.tokens(subject, tokens(supervisor), tokens(student), CODEBOOK)
+        return {"attributes": [attribute.to_dict() for attribute in attributes], "tokens": of_tokens.to_dict()}
+
+    drawn = {name: {arm: of(proxies, wrong - less) for arm, wrong in arms.items()} for name, less in (("arms", 0), ("guided", 1))}
+    return {"pictures": N, "floor": of(2, 1), "rows": []} | drawn

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from proxy_jax.metrics import account
-from proxy_jax.metrics.account import Bias, Modes, Tokens
+from proxy_jax.metrics.account import Modes, Tokens
 
 COLOURS = ("red", "green", "blue", "teal")
 
@@ -53,12 +53,12 @@ def test_the_split_does_not_depend_on_the_number_of_pictures():
         np.testing.assert_allclose(np.mean([split.scattered for split in splits]), 0.21, atol=0.015)
 
 
-def test_what_is_inherited_filtered_and_new():
+def test_what_both_sides_have_wrong_and_what_one_alone():
     copied, filtered = of(spread(30, 100), spread(30, 100)), of(spread(30, 100), ["red"] * 50)
-    np.testing.assert_allclose((copied.inherited, copied.filtered, copied.new), (0.3, 0, 0), atol=1e-12)
-    np.testing.assert_allclose((filtered.inherited, filtered.filtered, filtered.new), (0, 0.3, 0), atol=1e-12)
+    np.testing.assert_allclose((copied.overlap, copied.supervisor_only, copied.student_only), (0.3, 0, 0), atol=1e-12)
+    np.testing.assert_allclose((filtered.overlap, filtered.supervisor_only, filtered.student_only), (0, 0.3, 0), atol=1e-12)
     other = of(spread(20, 100, ["blue"]), spread(5, 50, ["blue"])[:-5] + ["pink"] * 5)
-    np.testing.assert_allclose((other.inherited, other.filtered, other.new), (0.1, 0.1, 0.1), atol=1e-12)
+    np.testing.assert_allclose((other.overlap, other.supervisor_only, other.student_only), (0.1, 0.1, 0.1), atol=1e-12)
 
 
 def accounts(student_of) -> list[account.AttributeAccount]:
@@ -72,27 +72,63 @@ def test_a_copying_student_has_slope_one():
     np.testing.assert_allclose((found.line.slope_interval, found.line.intercept_interval), ((1, 1), (0, 0)), atol=1e-9)
     assert (found.line.points, found.line.subjects) == (12, 12)
     assert found.modes == Modes(right=10, corrected=0, spoiled=0, copied=2, other=0)  # 50 of 100: the first by name, blue
-    assert found.scattered.difference.mean == found.error.difference.mean == found.filtered.mean == 0
-    assert found.error.supervisor == found.error.student and found.inherited.mean == pytest.approx(0.275)
+    assert found.scattered.difference.mean == found.error.difference.mean == found.supervisor_only.mean == 0
+    assert found.error.supervisor == found.error.student and found.overlap.mean == pytest.approx(0.275)
 
 
-def test_a_student_that_takes_the_majority_filters_the_scattered_part_only():
+def test_a_student_that_takes_the_majority_loses_systematic_errors_too_or_doubles_them():
+    """Wrong in the same way with p = 0.3, p² = 0.09 is systematic, and 0 in the student; of p = 0.7 it is 0.49, and 1 in the student."""
+    for wrong, expected in ((30, 0.0), (70, 1.0)):
+        found = of(spread(wrong, 100, ["blue"]), ["blue" if wrong >= 50 else "red"] * 100)
+        assert found.supervisor.split.systematic == pytest.approx((wrong / 100) ** 2, abs=0.01)
+        assert (found.student.split.systematic, found.student.split.scattered) == pytest.approx((expected, 0))
     found = account.summarise_attributes(accounts(lambda wrong: ["blue" if wrong >= 50 else "red"] * 100))
     assert found.scattered.student.mean == 0 and found.scattered.supervisor.mean > 0.1
-    assert found.scattered.difference.mean + found.scattered.difference.half_width < 0
-    assert found.systematic.difference.mean > 0  # where the majority is wrong, the student always is
+    assert found.line.slope > 1  # of an ideal filter
     assert found.modes == Modes(right=10, corrected=0, spoiled=0, copied=2, other=0)
 
 
 def test_a_perfect_student_and_one_that_is_noise_have_slope_zero():
     perfect = account.summarise_attributes(accounts(lambda wrong: ["red"] * 100))
     np.testing.assert_allclose((perfect.line.slope, perfect.line.intercept), (0, 0), atol=1e-12)
-    assert perfect.modes.corrected == 2 and perfect.inherited.mean == perfect.new.mean == 0
+    assert perfect.modes.corrected == 2 and perfect.overlap.mean == perfect.student_only.mean == 0
     rng = np.random.default_rng(0)
     noise = account.summarise_attributes(accounts(lambda wrong: [str(value) for value in rng.choice(COLOURS, 100)]))
     low, high = noise.line.slope_interval
     assert low < 0 < high and high - low < 0.4 and noise.line.intercept == pytest.approx(0.75, abs=0.05)
-    assert noise.new.mean > 0.4
+    assert noise.student_only.mean > 0.4
+
+
+def hard_and_easy(slope: float) -> list[account.AttributeAccount]:
+    """Six subjects with an easy and a hard attribute, whose errors rise a little over subjects; the student's rise `slope` times as much."""
+    found = []
+    for i in range(6):
+        for name, base in (("colour", 10), ("parts", 50)):
+            wrong, student = base + 2 * i, base + round(slope * 2 * i)
+            readings = ({name: ["blue"] * number + ["red"] * (100 - number)} for number in (wrong, student))
+            found += account.attributes(f"subject{i}", {name: "red"}, *readings)
+    return found
+
+
+def test_an_attribute_that_is_hard_for_both_makes_no_slope_within_attributes():
+    for slope in (0.0, 0.5):
+        found = account.summarise_attributes(hard_and_easy(slope))
+        assert found.line.slope == pytest.approx(1, abs=0.05)  # hard ones are wrong often on both sides
+        assert found.within.slope == pytest.approx(slope, abs=1e-9)
+        np.testing.assert_allclose(found.within.slope_interval, (slope, slope), atol=1e-9)
+        assert (found.within.points, found.within.subjects) == (12, 6)
+
+
+def test_what_a_student_has_more_of_than_one_of_true_pictures_is_inherited():
+    copying, half, as_bad = (hard_and_easy(slope)[1::2] for slope in (1.0, 0.5, 0.0))  # the hard attribute alone
+    assert account.excess(as_bad, as_bad).slope == 0
+    assert account.excess(half, as_bad).slope == pytest.approx(0.5)
+    found = account.excess(copying, as_bad)
+    assert found.slope == pytest.approx(1) and (found.points, found.subjects) == (6, 6)
+    with pytest.raises(ValueError, match="different subjects or attributes"):
+        account.excess(copying, as_bad[::-1])
+    misread = [dataclasses.replace(found, misread=0.5) for found in copying]
+    assert account.excess(misread, as_bad, most_misread=0.2) is None
 
 
 def test_the_interval_is_over_subjects_not_over_attributes():
@@ -187,8 +223,7 @@ def test_the_same_wrong_token_is_systematic():
     found = account.tokens("dog", pictures(2), pictures(2), CODEBOOK)
     split = found.supervisor_inside.split
     np.testing.assert_allclose((split.error, split.systematic, split.scattered, split.covered), (0.2, 0.2, 0, 1), atol=1e-12)
-    np.testing.assert_allclose((found.bias_inside.supervisor, found.bias_inside.shared), (0.2, 0.2), atol=1e-12)
-    assert found.bias_outside == Bias(0, 0)
+    assert found.repeated_inside == pytest.approx(0.2) and found.repeated_outside == 0
 
 
 def test_an_error_all_over_one_picture_is_scattered():
@@ -205,6 +240,24 @@ def test_a_true_token_of_one_picture_is_not_covered():
     side.truth[0, :2] = 5
     found = account.tokens("dog", side, side, CODEBOOK)
     assert found.supervisor_inside.split.covered == 30 / 32 and found.supervisor_inside.split.error == pytest.approx(0.2)
+
+
+def test_both_sides_are_compared_on_the_same_true_tokens_weighted_alike():
+    """Token 0 is drawn as 2 (0.2), token 5 as another (1); the supervisor's pictures show 5 in one place of eight, the student's in seven."""
+    few, many = pictures(2, 4), pictures(2, 4)
+    for side, places in ((few, slice(0, 1)), (many, slice(1, 8))):
+        side.truth[:, places], side.pictures[:, places] = 5, 6
+    found = account.tokens("dog", few, many, CODEBOOK)
+    splits = found.supervisor_inside.split, found.student_inside.split
+    # Mean shares of both tokens: (7/8 + 1/8) / 2 each.
+    assert [split.error for split in splits] == pytest.approx([0.5 * 0.2 + 0.5 * 1] * 2)
+    assert found.supervisor_inside.deviation.mean == pytest.approx((7 * 0.2 + 1) / 8)
+    without = pictures(2, 4)
+    alone = account.tokens("dog", few, without, CODEBOOK)
+    assert alone.supervisor_inside.split.error == pytest.approx(0.2)
+    assert (alone.supervisor_inside.split.covered, alone.student_inside.split.covered) == pytest.approx((7 / 8, 1))
+    # A third side that lacks the token takes it from the comparison of the two that have it.
+    assert account.tokens("dog", few, many, CODEBOOK, others=[without]).student_inside.split.error == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(("student", "slope"), [("copy", 1.0), ("filter", 0.0), ("noise", 0.0)])
@@ -225,6 +278,12 @@ def test_students_that_copy_filter_or_are_noise(student, slope):
         found.append(account.tokens(f"subject{seed}", supervisor, students[student], CODEBOOK))
     summary = account.summarise_tokens(found)
     assert summary.inside.bias_slope == pytest.approx(slope, abs=1e-9)
+    assert summary.inside.bias_slope_interval == pytest.approx((slope, slope), abs=1e-9)
+    one = account.summarise_tokens(found[:1]).inside
+    assert one.bias_slope == pytest.approx(slope, abs=1e-9) and one.bias_slope_interval is None
+    for side in ("supervisor", "student"):
+        parts = [getattr(getattr(summary.outside, name), side).mean for name in ("error", "systematic", "scattered", "covered")]
+        assert parts[0] == pytest.approx(parts[1] + parts[2]) and parts[3] == 1
     assert summary.inside.systematic.student.mean == pytest.approx(0.2 * slope, abs=1e-9)
     assert summary.outside.scattered.supervisor.mean > 0.2
     difference = summary.outside.scattered.difference
@@ -240,7 +299,10 @@ def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match="at least two"):
         Tokens(side.pictures[:1], side.truth[:1], side.area[:1])
     nowhere = Tokens(side.pictures, side.truth, np.zeros_like(side.area))
-    with pytest.raises(ValueError, match="none of the student's tokens is inside"):
+    elsewhere = Tokens(side.pictures, np.where(side.area, 5, side.truth), side.area)
+    with pytest.raises(ValueError, match="dog: no true token inside"):
+        account.tokens("dog", side, elsewhere, CODEBOOK)
+    with pytest.raises(ValueError, match="no tokens inside"):
         account.tokens("dog", side, nowhere, CODEBOOK)
     with pytest.raises(ValueError, match="one a subject each"):
         account.paired([0.1, 0.2], [0.1])

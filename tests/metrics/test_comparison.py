@@ -94,7 +94,16 @@ def test_accounts_over_subjects():
     assert proxy["tokens"]["outside"]["deviation"]["student"]["mean"] == 0
     colours = [point for point in proxy["points"] if point["attribute"] == "primary"]
     assert [(point["supervisor"], point["student"]) for point in colours] == [(0.2, 0.1), (0.4, 0.2), (0.6, 0.3), (0.8, 0.4)]
-    assert found["floor"]["inside"] == {"mean": 0.125, "half_width": 0, "n": 4} and found["pictures"] == 20
+    floor = found["floor"]["tokens"]["inside"]["deviation"]
+    assert (floor["supervisor"]["mean"], floor["student"]["mean"], floor["student"]["n"]) == pytest.approx((0.1, 0.05, 4))
+    assert found["pictures"] == 20
+
+
+def test_the_guided_account_is_of_the_guided_pictures():
+    results = [told(str(i), 4 * i, {"proxy": 2 * i, "control": 4 * i + 2}) for i in range(1, 5)]
+    found = comparison.accounts(results, ("proxy", "control"), 0.5, drawn="guided")["arms"][0]
+    colours = [point["student"] for point in found["points"] if point["attribute"] == "primary"]
+    assert colours == pytest.approx([(2 * i - 1) / 20 for i in range(1, 5)])
 
 
 def test_the_first_arm_is_held_against_the_others_of_the_same_proxies():
@@ -126,5 +135,7 @@ def test_the_markdown_tells_the_account():
     text = comparison.markdown(content)
     assert "What survives" not in comparison.markdown(comparison.compare(ROWS, ("dino",), reference="supervisor"))
     assert "| attributes: wrong | 0.250 ± 0.205 | 0.125 ± 0.103 | **-0.125 ± 0.103** |" in text
-    assert "slope 0.50 [0.50, 0.50], intercept 0.00" in text and "0.125 ± 0.000 inside" in text
+    assert "slope 0.50 [0.50, 0.50], intercept 0.00 [0.00, 0.00]; with an intercept for each attribute, slope 0.50 [0.50, 0.50]." in text
+    assert "| tokens inside: deviation | 0.100 ± 0.000 | 0.050 ± 0.000 |" in text  # of the floor
+    assert "Error rate of proxy less that of control, by that of the proxies: slope -0.64 [" in text
     assert "proxy less control, of the same proxies:" in text

@@ -108,6 +108,13 @@ def test_the_account_is_drawn():
     assert len(marks(rates, "circle", "first")) == len(marks(rates, "circle", "third")) == 8
     assert len(marks(rates, "circle", "hollow")) == 2
     assert any(text.startswith("slope 0.50 [") for text in texts(rates))
+    # A majority filter's step at 1/2, in each of two panels from 0 to 1.06; both its levels are grid lines.
+    steps = [element for element in parsed(rates).iter(f"{SVG}polyline") if element.get("class") == "majority"]
+    corners = [[tuple(map(float, pair.split(","))) for pair in step.get("points").split()] for step in steps]
+    assert len(corners) == 2
+    for (left, bottom), (half, low), (same, high), (right, top) in corners:
+        assert half == same and half - left == pytest.approx((right - left) / 2, abs=0.11)
+        assert bottom == low and high == top and low - high == pytest.approx(right - left, abs=0.11)
     assert texts(errors).count("systematic") == 1 and {"proxies", "proxy", "control", "attributes", "tokens around it"} <= set(texts(errors))
     widths = [bar["width"] for bar in marks(errors, "rect", "second")]
     assert len(widths) == 6 and min(widths) >= 0

@@ -106,10 +106,9 @@ def test_a_probe_reads_every_arm_and_the_photos(config, workdir, drawn, monkeypa
     # Two pictures a prompt: 12 of the 50 show the subject, but not what the prompt asks for.
     assert found["supervisor"]["identity"] == 1 and found["supervisor"]["context"] == pytest.approx(38 / 50)
     assert found["supervisor"]["identity_context"] == pytest.approx(38 / 50) and found["supervisor"]["right_class"] == 1
-    # The stranger has another pattern: one attribute of five, or of four where the prompt asks for a colour.
-    shares = [1.0 if index % 4 == 3 else 0.75 if index // 2 in (20, 21) else 0.8 for index in range(50)]
-    assert found["student"]["identity"] == pytest.approx(np.mean(shares)) and found["student"]["right_class"] == pytest.approx(12 / 50)
-    assert found["student"]["per_prompt"][20]["identity"] == pytest.approx(0.75)
+    # The stranger is of another class: nothing of the subject, whatever its colours.
+    assert found["student"]["identity"] == found["student"]["right_class"] == pytest.approx(12 / 50)
+    assert [found["student"]["per_prompt"][number]["identity"] for number in (20, 21)] == [0, 0.5]
     assert content["ceiling"]["identity"] == 1 and content["ceiling"]["context"] is None
     assert content["left_out"] == ["broken.jpg"]
     assert [timing["stage"] for timing in content["timings"]] == ["subject_tuning", "proxy_tuning", "evaluation"]
