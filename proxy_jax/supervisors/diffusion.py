@@ -25,7 +25,7 @@ class Schedule:
     beta_schedule: str
     num_train_timesteps: int = 1000
     prediction_type: str = "epsilon"  # epsilon | v_prediction
-    timestep_spacing: str = "leading"  # leading | trailing
+    timestep_spacing: str = "linspace"  # leading | trailing are supported
     steps_offset: int = 0  # of leading timesteps
     set_alpha_to_one: bool = True  # of DDIM's last step
     trained_betas: None = None

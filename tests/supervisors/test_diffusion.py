@@ -11,7 +11,7 @@ from proxy_jax.supervisors import diffusion
 from proxy_jax.supervisors.diffusion import Schedule
 from proxy_jax.weights.golden import Case, pipeline
 
-SDXL = Schedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False)
+SDXL = Schedule(0.00085, 0.012, "scaled_linear", timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False)
 VELOCITY = dataclasses.replace(SDXL, prediction_type="v_prediction", timestep_spacing="trailing", set_alpha_to_one=True)
 NAMES = {"euler": "EulerDiscreteScheduler", "ddim": "DDIMScheduler"}
 A = jnp.asarray([0.999, 0.7, 0.2, 0.005])
@@ -109,6 +109,11 @@ def test_refuses_what_it_does_not_build(change):
     (name,) = change
     with pytest.raises(ValueError, match=f"the scheduler's {name} is"):
         dataclasses.replace(SDXL, **change)
+
+
+def test_a_scheduler_that_does_not_say_its_spacing_has_diffusers_default_which_is_refused():
+    with pytest.raises(ValueError, match="timestep_spacing is 'linspace'"):
+        Schedule(0.00085, 0.012, "scaled_linear")
 
 
 @pytest.mark.parametrize("kind", ["schedulers", "training_targets"])

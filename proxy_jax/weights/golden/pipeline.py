@@ -116,7 +116,7 @@ def training_targets(case: Case) -> list[Comparison]:
 
 def _ddpm_targets(io: dict[str, np.ndarray], config: dict) -> list[Comparison]:
     x, unit, prediction = io["latents"], io["noise"], io["model_pred"]
-    table = hub.config_from(diffusion.Schedule, config).alphas_cumprod
+    table = hub.config_from(diffusion.Schedule, config | {"timestep_spacing": "leading"}).alphas_cumprod  # the spacing is the sampler's
     a = jnp.asarray(table[io["ddpm_timesteps"]])
 
     def loss(snr_gamma: float) -> jax.Array:
