@@ -1,8 +1,9 @@
 """Arms compared over subjects: means with intervals, what an arm gains on another subject by subject, and the account of weak-to-strong.
 
 Every interval is a 95 % one over subjects (scores.interval). A gain's interval is that of the differences on the same subject, so what
-makes a subject easy or hard for all arms does not widen it. An arm beats each of several others where each of those intervals lies
-above 0: as all must, testing several needs no correction.
+makes a subject easy or hard for all arms does not widen it. What is tested is named before there are results: pairs of arms on the main
+score. The primary ones are claimed together or not at all, so each is tested at 5 % without a correction; the p-values of the others are
+Holm's. All other intervals describe.
 """
 
 import dataclasses
@@ -10,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtr
 
 from proxy_jax.metrics import account
 from proxy_jax.metrics.account import AttributeAccount, TokenAccount
 from proxy_jax.metrics.scores import interval
 
 Row = Mapping[str, Any]
+Pair = tuple[str, str]  # an arm, and the one it is held against
 Table = Mapping[str, Mapping[str, Row]]  # arm -> subject -> row
 NONE = "–"
 PLACES = ("inside", "outside")
@@ -35,12 +38,22 @@ TOKEN_MEASURES = {
 }
 
 
-def compare(rows: Sequence[Row], scores: Sequence[str], *, reference: str, arm: str = "", against: Sequence[str] = ()) -> dict[str, Any]:
+def compare(
+    rows: Sequence[Row],
+    scores: Sequence[str],
+    *,
+    reference: str,
+    main_score: str = "",
+    primary: Sequence[Pair] = (),
+    contrasts: Sequence[Pair] = (),
+) -> dict[str, Any]:
     """A JSON-able table of rows {"subject", "arm", <score>: number or None}: for each arm (in order of appearance) and score the mean,
-    the half width of its interval, and its gain on the arm `reference`; "contrasts" has the gains of `arm` on each arm in `against`.
+    the half width of its interval, and its gain on the arm `reference`.
 
     A gain is over the subjects that both have: the mean difference, its interval and the number of subjects on which the arm is higher.
-    A score that a subject's row lacks (None) is left out of that arm's figures. Raises ValueError if an arm has a subject twice.
+    A score that a subject's row lacks (None) is left out of that arm's figures. "contrasts" has the pairs (arm, the arm it is held against),
+    those of `primary` first, with the arm's gains and, on `main_score`, "p_value" of the paired t-test, two-sided; of the others by Holm's
+    method. Raises ValueError if an arm has a subject twice.
     """
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
@@ -48,15 +61,40 @@ def compare(rows: Sequence[Row], scores: Sequence[str], *, reference: str, arm: 
         if row["subject"] in own:
             raise ValueError(f"the arm {row['arm']} has the subject {row['subject']} twice")
         own[row["subject"]] = row
+    others = [pair for pair in contrasts if pair not in primary]
+    tested = {pair: p_value(_gains(found, *pair, main_score)) for pair in (*primary, *others)}
+    tested |= holm({pair: tested[pair] for pair in others})
     return {
         "reference": reference,
+        "main_score": main_score,
         "subjects": list(dict.fromkeys(row["subject"] for row in rows)),
         "arms": [
             {"arm": name, "subjects": len(own), "scores": {score: _figures(found, name, reference, score) for score in scores}}
             for name, own in found.items()
         ],
-        "contrasts": [{"arm": arm, "against": other, "scores": {score: _gain(found, arm, other, score) for score in scores}} for other in against],
+        "contrasts": [
+            {"arm": arm, "against": other, "primary": (arm, other) in primary, "p_value": p}
+            | {"scores": {score: _gain(found, arm, other, score) for score in scores}}
+            for (arm, other), p in tested.items()
+        ],
     }
+
+
+def p_value(gains: Sequence[float]) -> float | None:
+    """Of Student's t-test that the mean of paired differences is 0, two-sided; None for fewer than two, or if they do not differ at all."""
+    if len(gains) < 2 or (deviation := np.std(gains, ddof=1)) == 0:
+        return None
+    return float(2 * stdtr(len(gains) - 1, -abs(np.mean(gains)) / (deviation / np.sqrt(len(gains)))))
+
+
+def holm(p_values: Mapping[Pair, float | None]) -> dict[Pair, float | None]:
+    """The p-values of several tests adjusted for their number (Holm 1979): below a level, together they err at that level at most."""
+    known = sorted((p, name) for name, p in p_values.items() if p is not None)
+    adjusted, least = dict(p_values), 0.0
+    for place, (p, name) in enumerate(known):
+        least = max(least, min(1.0, (len(known) - place) * p))
+        adjusted[name] = least
+    return adjusted
 
 
 def _values(table: Table, arm: str, score: str) -> dict[str, float]:
@@ -68,9 +106,13 @@ def _figures(table: Table, arm: str, reference: str, score: str) -> dict[str, An
     return dataclasses.asdict(interval(values)) | {"gain": _gain(table, arm, reference, score)} if values else None
 
 
-def _gain(table: Table, arm: str, other: str, score: str) -> dict[str, Any] | None:
+def _gains(table: Table, arm: str, other: str, score: str) -> list[float]:
     ours, theirs = _values(table, arm, score), _values(table, other, score)
-    gains = [value - theirs[subject] for subject, value in ours.items() if subject in theirs]
+    return [value - theirs[subject] for subject, value in ours.items() if subject in theirs]
+
+
+def _gain(table: Table, arm: str, other: str, score: str) -> dict[str, Any] | None:
+    gains = _gains(table, arm, other, score)
     return dataclasses.asdict(interval(gains)) | {"wins": int(np.sum(np.asarray(gains) > 0))} if gains else None
 
 
@@ -129,19 +171,41 @@ def _measures(summaries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """The tables as Markdown: mean ± half width; gains with the subjects won, bold where the interval leaves out 0; the account if there is one."""
+    """The tables as Markdown: mean ± half width; contrasts, the primary ones bold where their interval on the main score leaves out 0.
+
+    Gains are shown with the subjects won. If they are there, also "budgets" and "differing" (both of stages/experiment.py), and the account.
+    """
     scores = list(content["arms"][0]["scores"])
     lines = [f"{len(content['subjects'])} subjects; mean ± 95 % interval over them."]
+    for name, values in content.get("differing", {}).items():
+        lines += ["", f"**Caution**: the results were not all made with the same {name}, but with {' and '.join(values)}."]
     lines += _table(["arm", "n", *scores], [[arm["arm"], arm["subjects"], *map(_cell, arm["scores"].values())] for arm in content["arms"]])
-    lines += ["", f"Gain on {content['reference']}, subject by subject (subjects won); bold: the interval leaves out 0."]
+    if content["contrasts"]:
+        lines += _contrasts(content, scores)
+    lines += ["", f"Gain on {content['reference']}, subject by subject (subjects won). These intervals describe; nothing is tested by them."]
     gains = {arm["arm"]: [figures and figures["gain"] for figures in arm["scores"].values()] for arm in content["arms"]}
     lines += _table(["arm", *scores], [[arm, *map(_gain_cell, own)] for arm, own in gains.items() if arm != content["reference"]])
-    if content["contrasts"]:
-        lines += ["", f"Gain of {content['contrasts'][0]['arm']} on each of these arms, likewise."]
-        lines += _table(["against", *scores], [[row["against"], *map(_gain_cell, row["scores"].values())] for row in content["contrasts"]])
+    if "budgets" in content:
+        lines += ["", "What each run of a subject was trained with:"]
+        names = ("run", "training", "steps", "batch_size", "learning_rate")
+        rows = [[f"{row[name]:g}" if name == "learning_rate" else row[name] for name in names] for row in content["budgets"]]
+        lines += _table(["run", "training", "steps", "batch size", "learning rate"], rows)
     for part, title in ACCOUNTS.items():
         lines += ["", f"## {title}", "", *_account(content[part])] if part in content else []
     return "\n".join(lines) + "\n"
+
+
+def _contrasts(content: Mapping[str, Any], scores: Sequence[str]) -> list[str]:
+    main, rows = content["main_score"], []
+    for row in content["contrasts"]:
+        cells = {score: _gain_cell(row["scores"][score]) for score in scores}
+        if row["primary"] and main in cells and _leaves_out_zero(row["scores"][main]):
+            cells[main] = f"**{cells[main]}**"
+        p = NONE if row["p_value"] is None else f"{row['p_value']:.2g}"
+        rows.append([row["arm"], row["against"], "primary" if row["primary"] else "Holm", p, *cells.values()])
+    text = f"Gain of one arm on another, subject by subject (subjects won). p: of {main}, without a correction for the primary contrasts, of which"
+    lines = ["", f"{text} each must hold (bold: its interval leaves out 0), by Holm's method for the others."]
+    return [*lines, *_table(["arm", "against", "tested as", "p", *scores], rows)]
 
 
 def _account(content: Mapping[str, Any]) -> list[str]:
@@ -203,9 +267,12 @@ def _cell(figures: Mapping[str, Any] | None) -> str:
     return NONE if figures is None else _plus_minus(figures)
 
 
+def _leaves_out_zero(figures: Mapping[str, Any] | None) -> bool:
+    return figures is not None and figures["half_width"] is not None and abs(figures["mean"]) > figures["half_width"]
+
+
 def _difference(figures: Mapping[str, Any]) -> str:
-    text, half = _plus_minus(figures, "+"), figures["half_width"]
-    return f"**{text}**" if half is not None and abs(figures["mean"]) > half else text
+    return _plus_minus(figures, "+")
 
 
 def _gain_cell(gain: Mapping[str, Any] | None) -> str:

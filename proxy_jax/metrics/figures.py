@@ -291,7 +291,7 @@ def _colours(content: Mapping[str, Any]) -> dict[str, str]:
     if "account" in content:
         first, *others = (arm["arm"] for arm in content["account"]["arms"])
         found |= {first: "first", **dict.fromkeys(others, "third")}
-    return found | {row["arm"]: "first" for row in content["contrasts"]}
+    return found | {row["arm"]: "first" for row in content["contrasts"] if row["primary"]}
 
 
 def _shown(arm: str) -> str:

@@ -1,11 +1,13 @@
 """The paper's comparison over subjects: every arm is a run of the four stages' own code, told apart by its config alone.
 
-    python -m proxy_jax.main --config configs/micro/dreambench.py --workdir runs/micro/dreambench
+    python -m proxy_jax.main --config configs/micro/dreambench.py --workdir runs/micro/paper9
 
 Of each subject the supervisor is tuned and draws its proxies once (`shared`); each arm then tunes on those proxies, or on the photos, and
-is scored. What an arm found is a small file, RESULTS/<subject>/<arm>.json, which names what it was made from: a run that finds it there
-for the same inputs skips the arm, so the experiment goes on over many sessions and machines as long as that folder is kept. The account of
-weak-to-strong (weak_to_strong.py) is one more such file, account.json.
+is scored. The runs lie in WORKDIR/runs/<subject>/<arm>, each by the stage contract, and share WORKDIR/cache. What an arm found is a small
+file, RESULTS/<subject>/<arm>.json, which names what it was made from: a run that finds it there for the same inputs skips the arm, so the
+experiment goes on over many sessions and machines as long as that folder is kept. proxies.json there names the proxies themselves, which
+another machine may draw a little otherwise: what was made from others is then made anew. The account of weak-to-strong (weak_to_strong.py)
+is one more such file, account.json.
 """
 
 import copy
@@ -14,36 +16,48 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from proxy_jax.data import cache, prompts
+from proxy_jax import sharding
+from proxy_jax.data import cache, prompts, proxy_set
 from proxy_jax.metrics import comparison, figures
-from proxy_jax.stages import contract, evaluation, files, learners, proxy_generation, proxy_tuning, subject_tuning, weak_to_strong
-from proxy_jax.stages.tuning import checkpoint_key
+from proxy_jax.stages import (
+    contract,
+    evaluation,
+    files,
+    learners,
+    proxy_generation,
+    proxy_tuning,
+    subject_tuning,
+    training_set,
+    tuning,
+    validation,
+    weak_to_strong,
+)
 
 NAME = "experiment"
 OUTPUTS = ("comparison.json", "comparison.md", "figures")
 SHARED, TOGETHER, ACCOUNT = "shared", "together", "account"
+PROXIES = "proxies"  # the record of what proxies a subject's results were made from
 PHOTOS = "photos"  # the row of the real photos, the ceiling
 MOST_MISREAD = 0.2  # an attribute that the probe misreads more often in right renderings says nothing of who is wrong
-RUN_FIELDS = ("seed", "subject", "compute", "supervisor", "student", "subject_tuning", "proxy_generation", "proxy_tuning", "evaluation")
 STAGES = {stage.NAME: stage for stage in (subject_tuning, proxy_generation, proxy_tuning, evaluation)}
+ROLE = {subject_tuning.NAME: "supervisor", proxy_generation.NAME: "supervisor", proxy_tuning.NAME: "student"}
+CHECKPOINTS = ("checkpoint", "gpt", "vq", "text_encoder", "text_tokenizer")  # fields that say where one lies
+ENCODERS = ("dino", "clip", "probes")  # of the evaluation
 SCORES = ("dino", "clip_i", "clip_t", "identity", "context", "identity_context", "right_class")
+Result = dict[str, Any]
 
 
 def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """What decides the tables: the experiment's fields, and the key of every result of every subject.
 
-    Raises StageError if a field names an arm that does not exist, or if two arms are the same.
+    Raises StageError for a subject or arm that does not exist, for an arm whose config no run could have, and for two arms that are the same.
     """
-    fields, known = config.experiment, [*config.experiment.arms, *config.experiment.shared.evaluation.arms]
-    for field in ("reference", "student", "baselines", "account_arms"):
-        names = (fields[field],) if isinstance(fields[field], str) else fields[field]
-        unknown = [name for name in names if name not in (fields.arms if field in ("student", "account_arms") else known)]
-        if unknown:
-            raise contract.StageError(f"experiment.{field} names {', '.join(unknown)}; the arms are {', '.join(known)}")
-    found = {subject: keys(config, subject, workdir) for subject in fields.subjects}
+    check(config, workdir)
+    found = Plan(config, workdir).keys
     for own in found.values():
         same = [name for name in own if list(own.values()).count(own[name]) > 1]
         if same:
@@ -51,29 +65,69 @@ def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     return contract.fields(config, NAME) | {"results": found}
 
 
+def check(config: ConfigDict, workdir: Path) -> None:
+    """Raises StageError for all that can be wrong in the experiment's fields and in the config of each of its runs; reads no photo or weight."""
+    fields, names = config.experiment, [name for name, _ in config.experiment.arms]
+    reserved = [SHARED, TOGETHER, ACCOUNT, PROXIES, PHOTOS, *fields.shared.evaluation.arms]
+    if clash := [name for name in names if name in reserved or names.count(name) > 1]:
+        raise contract.StageError(f"experiment.arms has {', '.join(clash)} twice, or as a name that means something else")
+    rows = [*names, *fields.shared.evaluation.arms, *([TOGETHER] if fields.together > 1 else [])]
+    pairs = [arm for pair in (*fields.primary, *fields.contrasts) for arm in pair]
+    own = [fields.main_arm] if fields.main_arm else []
+    for field, named, known in (
+        ("subjects", fields.subjects, list(prompts.SUBJECTS)),
+        ("reference", [fields.reference], rows),
+        ("main_arm", own, names),
+        ("account_arms", fields.account_arms, names),
+        ("primary and experiment.contrasts", pairs, rows),
+        ("main_score", [fields.main_score], list(SCORES)),
+    ):
+        if unknown := [name for name in named if name not in known]:
+            raise contract.StageError(f"experiment.{field} has {', '.join(unknown)}; there are {', '.join(known)}")
+    if fields.together > len(fields.subjects) or fields.together - 1 > len(fields.tokens):
+        raise contract.StageError(
+            f"experiment.together is {fields.together}; it needs as many subjects, and a token for each but the first, "
+            f"not {len(fields.subjects)} subjects and {len(fields.tokens)} tokens"
+        )
+    mesh = sharding.current() or sharding.make_mesh(**config.mesh.to_dict())
+    for subject in fields.subjects:
+        for name, run_config in runs(config, subject, workdir):
+            try:
+                validation.validate(run_config, stages(name, run_config), tuple(STAGES))
+                validation.validate_batches(run_config, stages(name, run_config), mesh)
+            except contract.StageError as error:
+                raise contract.StageError(f"in the run {name} of {subject}: {error}") from error
+
+
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Makes every result of every subject that is not there yet, then the tables and figures."""
     rows: list[dict[str, Any]] = []
-    accounts: list[dict[str, Any]] = []
-    fields = config.experiment
-    if fields.account_arms and any(not result(config, subject, ACCOUNT).is_file() for subject in fields.subjects):
+    results: list[Result] = []
+    fields, plan = config.experiment, Plan(config, workdir)
+    if any(name == ACCOUNT for name, _ in plan.missing()):
         weak_to_strong.renderer()  # if it is lacking, say so before hours of tuning
+    plan.draw_again()
     for number, subject in enumerate(fields.subjects):
-        begin = time.time()
-        named, own = keys(config, subject, workdir), []
-        for name, arm in runs(config, subject, workdir):
-            own += [row | {"subject": subject} for row in complete(name, arm, named[name], config, workdir)["rows"]]
-        if fields.account_arms:
-            accounts.append(complete_account(subject, named[ACCOUNT], config, workdir))
-        ranked = sorted(own, key=lambda row: -(row["identity_context"] or 0))
-        shown = ", ".join(f"{row['arm']} {row['identity_context']:.3f}" for row in ranked if row["identity_context"] is not None)
+        begin, own = time.time(), []
+        for name in plan.keys[subject]:
+            results.append(plan.complete(name, subject))
+            own += [row | {"subject": subject} for row in results[-1].get("rows", ())]
+        ranked = sorted((row for row in own if row[fields.main_score] is not None), key=lambda row: -row[fields.main_score])
+        shown = ", ".join(f"{row['arm']} {row[fields.main_score]:.3f}" for row in ranked)
         logging.info("%s (%d of %d) in %.0f s: %s", subject, number + 1, len(fields.subjects), time.time() - begin, shown)
         rows += own
-    content = comparison.compare(rows, SCORES, reference=fields.reference, arm=fields.student, against=fields.baselines)
+    content = comparison.compare(
+        rows, SCORES, reference=fields.reference, main_score=fields.main_score, primary=fields.primary, contrasts=fields.contrasts
+    )
+    content["main_arm"] = fields.main_arm
     content["curve"] = [{"arm": name, "proxies": count} for name, count in proxy_counts(config).items()]
-    if accounts:
-        content["account"] = comparison.accounts(accounts, fields.account_arms, MOST_MISREAD)
-    for folder in (workdir / NAME, *([Path(fields.document)] if fields.document else [])):
+    content["budgets"] = budgets(config, workdir)
+    content["differing"] = differing([found["made_with"] for found in results])
+    if fields.account_arms:
+        told = [found for found in results if found["run"] == ACCOUNT]
+        content["account"] = comparison.accounts(told, fields.account_arms, MOST_MISREAD)
+        content["account_guided"] = comparison.accounts(told, fields.account_arms, MOST_MISREAD, drawn="guided")
+    for folder in (workdir / NAME, *([learners.path(fields.document, workdir)] if fields.document else [])):
         write(content, folder)
     return {}
 
@@ -89,31 +143,54 @@ def write(content: dict[str, Any], folder: Path) -> None:
 
 
 def proxy_counts(config: ConfigDict) -> dict[str, int]:
-    """The arms that differ from experiment.student in the number of proxies alone, itself included -> that number."""
-    changes = {name: changed(config, own) for name, own in config.experiment.arms.items()}
-    numbers = {name: own.proxy_tuning.num_proxies or own.proxy_generation.num_images for name, own in changes.items()}
-    for own in changes.values():
+    """The arms that differ from experiment.main_arm in the number of proxies alone, itself included -> that number."""
+    if not config.experiment.main_arm:
+        return {}
+    found = {name: changed(config, changes) for name, changes in config.experiment.arms}
+    numbers = {name: own.proxy_tuning.num_proxies or own.proxy_generation.num_images for name, own in found.items()}
+    for own in found.values():
         own.proxy_tuning.num_proxies = 0
-    return {name: numbers[name] for name, own in changes.items() if own == changes[config.experiment.student]}
+    return {name: numbers[name] for name, own in found.items() if own == found[config.experiment.main_arm]}
+
+
+def budgets(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
+    """Each training of each run of a subject, in order: {"run", "training" (its folder), "steps", "batch_size", "learning_rate"}."""
+    found = []
+    for name, own in runs(config, config.experiment.subjects[0], workdir):
+        for stage in (stage for stage in stages(name, own) if stage in validation.TUNINGS):
+            for part, fields in tuning.trainings(own[stage]).items():
+                numbers = {field: fields[field] for field in ("steps", "batch_size", "learning_rate")}
+                found.append({"run": name, "training": f"{stage}/{part}" if part else stage} | numbers)
+    return found
+
+
+def made_with() -> dict[str, str]:
+    """What decides numbers beside a result's inputs: the versions and the devices."""
+    return contract.versions() | {"devices": f"{len(jax.devices())} {jax.devices()[0].device_kind}"}
+
+
+def differing(made: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    """What is not the same in all of several `made_with`: its name -> the values."""
+    values = {name: sorted({own[name] for own in made}) for name in made[0]}
+    return {name: own for name, own in values.items() if len(own) > 1}
 
 
 def runs(config: ConfigDict, subject: str, workdir: Path) -> Iterator[tuple[str, ConfigDict]]:
-    """The runs of one subject, the shared one first: (name, its config)."""
-    base = of_subject(config, subject)
-    yield SHARED, changed(base, config.experiment.shared)
-    for name, changes in config.experiment.arms.items():
-        arm = changed(base, changes)
-        arm.proxies = str(dataset(subject, workdir))
-        yield name, arm
+    """The runs of one subject, the shared one first, then the arms in their order: (name, its config)."""
+    base = of_subject(config, subject, workdir)
+    yield SHARED, _filled(changed(base, config.experiment.shared), workdir)
+    base.proxies = str(dataset(subject, workdir))
+    for name, changes in config.experiment.arms:
+        yield name, _filled(changed(base, changes), workdir)
     if config.experiment.together > 1:
         arm = copy.deepcopy(base)
-        arm.proxies = str(dataset(subject, workdir))
         arm.evaluation.arms = ("student",)
+        arm.proxy_tuning.training.steps *= config.experiment.together  # as many a subject as alone
         arm.subjects = tuple(
             f"token={token},class_noun={prompts.SUBJECTS[other].class_noun},proxies={dataset(other, workdir)}"
-            for other, token in zip(companions(config, subject), config.experiment.tokens, strict=False)
+            for other, token in _companions_with_tokens(config, subject)
         )
-        yield TOGETHER, arm
+        yield TOGETHER, _filled(arm, workdir)
 
 
 def companions(config: ConfigDict, subject: str) -> list[str]:
@@ -123,29 +200,49 @@ def companions(config: ConfigDict, subject: str) -> list[str]:
     return [*names[begin:], *names[: begin - 1]][: config.experiment.together - 1]
 
 
+def _companions_with_tokens(config: ConfigDict, subject: str) -> list[tuple[str, str]]:
+    found = companions(config, subject)
+    return list(zip(found, config.experiment.tokens[: len(found)], strict=True))
+
+
 def dataset(subject: str, workdir: Path) -> Path:
     """The proxy set that a subject's supervisor drew."""
     return folder(subject, SHARED, workdir) / proxy_generation.NAME / "dataset"
 
 
-def of_subject(config: ConfigDict, subject: str) -> ConfigDict:
-    """The config of a run about one of DreamBench's names, its photos in the folder experiment.photos."""
+def of_subject(config: ConfigDict, subject: str, workdir: Path) -> ConfigDict:
+    """The config of a run about one of DreamBench's names, its photos in the folder experiment.photos.
+
+    Its seed is the subject's own: with the same noise for all, the chance of training would be no part of the variance between subjects.
+    All arms of a subject have the same, so what they draw for a prompt starts from the same noise.
+    """
     own = copy.deepcopy(config)
     found = prompts.SUBJECTS[subject]
-    own.subject.update(photos=f"{config.experiment.photos}/{subject}", class_noun=found.class_noun, live=found.live)
+    own.seed = config.seed + 1000 * list(prompts.SUBJECTS).index(subject)  # the stages add small numbers
+    own.subject.update(photos=str(learners.path(config.experiment.photos, workdir) / subject), class_noun=found.class_noun, live=found.live)
     return own
 
 
 def changed(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     """A copy of a config with an arm's changes, a nested mapping of fields that exist."""
     own = copy.deepcopy(config)
-    own.update(copy.deepcopy(changes).to_dict())
+    own.update(copy.deepcopy(dict(changes)))
     return own
 
 
+def _filled(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """`config` with the experiment's workdir for "{workdir}" in each text: a run has a workdir of its own, where no checkpoint lies."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            _filled(value, workdir)
+        elif isinstance(value, str):
+            config[name] = value.replace("{workdir}", str(workdir))
+    return config
+
+
 def folder(subject: str, name: str, workdir: Path) -> Path:
-    """The workdir of one run."""
-    return workdir / NAME / "runs" / subject / name
+    """The workdir of one run. Outside the experiment's own folder, which goes when any of its inputs changes."""
+    return workdir / "runs" / subject / name
 
 
 def stages(name: str, config: ConfigDict) -> list[str]:
@@ -156,87 +253,145 @@ def stages(name: str, config: ConfigDict) -> list[str]:
     return [*wanted, *([proxy_tuning.NAME] if "student" in arms else []), evaluation.NAME]
 
 
-def key(name: str, config: ConfigDict, experiment: ConfigDict, workdir: Path) -> str:
-    """A digest of all that decides a run's scores: its fields, its photos and the checkpoints. Where files lie makes no difference."""
-    fields = contract.fields(config, *RUN_FIELDS)
-    fields["subject"] = learners.subject(config, workdir).key()
-    if name == TOGETHER:
-        fields["subjects"] = [learners.subject(of_subject(experiment, other), workdir).key() for other in companions(experiment, _name(config))]
-    for role in ("supervisor", "student"):
-        fields[role] = checkpoint_key(learners.supervisor(config, workdir) if role == "supervisor" else learners.student(config, workdir))
-    locate = learners.locate(workdir)
-    fields["metrics"] = [cache.fingerprint(locate(config.evaluation[name])) for name in ("dino", "clip", "probes") if config.evaluation[name]]
-    return cache.digest(fields)
+class Plan:
+    """All runs of an experiment, what each result is to be made from, and the making.
+
+    runs, keys: subject -> name -> config of the run, digest of all that decides the result; proxies_keys: subject -> the like of its proxies.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path):
+        """Reads every photo and checkpoint to tell what they are."""
+        self.config, self.fields, self.workdir = config, config.experiment, workdir
+        self.runs = {subject: dict(runs(config, subject, workdir)) for subject in self.fields.subjects}
+        before = (subject_tuning.NAME, proxy_generation.NAME)
+        self.proxies_keys = {subject: cache.digest(decides(own[SHARED], before, workdir)) for subject, own in self.runs.items()}
+        self.keys = {subject: {name: self._key(name, subject) for name in own} for subject, own in self.runs.items()}
+        for own in self.keys.values() if self.fields.account_arms else ():
+            about = {name: own[name] for name in self.fields.account_arms}
+            own[ACCOUNT] = cache.digest({"runs": about, "pictures": self.fields.account_pictures})
+
+    def _key(self, name: str, subject: str) -> str:
+        config = self.runs[subject][name]
+        found = decides(config, stages(name, config), self.workdir)
+        if name != SHARED:
+            found["proxies"] = [self.proxies_keys[other] for other in self.sources(name, subject)]
+        if name == TOGETHER:
+            names = companions(self.config, subject)
+            found["subjects"] = [decides(self.runs[other][SHARED], (), self.workdir) for other in names]
+            found["tokens"] = list(self.fields.tokens[: len(names)])
+        return cache.digest(found)
+
+    def sources(self, name: str, subject: str) -> list[str]:
+        """The subjects whose tuned supervisor or proxies a result is made from."""
+        if name == TOGETHER:
+            return [subject, *companions(self.config, subject)]
+        if name in (SHARED, ACCOUNT):
+            return [subject]
+        config = self.runs[subject][name]
+        tuned_on = [config[stage].source for stage in stages(name, config) if stage in validation.TUNINGS]
+        return [subject] if "proxies" in tuned_on else []
+
+    def path(self, name: str, subject: str) -> Path:
+        """Where a result of a subject is kept."""
+        return learners.path(self.fields.results, self.workdir) / subject / f"{name}.json"
+
+    def recorded(self, subject: str) -> str | None:
+        """The digest of the proxies that a subject's results are made from; None if none were drawn, or by other inputs."""
+        found = files.read_json(self.path(PROXIES, subject))
+        return found["digest"] if found is not None and found["key"] == self.proxies_keys[subject] else None
+
+    def kept(self, name: str, subject: str) -> Result | None:
+        """A result that is there, made from what it would be made from now, the recorded proxies included; else None."""
+        found = files.read_json(self.path(name, subject))
+        if found is None or found["key"] != self.keys[subject][name]:
+            return None
+        return found if found["proxy_sets"] == {other: self.recorded(other) for other in self.sources(name, subject)} else None
+
+    def missing(self) -> list[tuple[str, str]]:
+        """(name, subject) of each result that is to be made."""
+        return [(name, subject) for subject, own in self.keys.items() for name in own if self.kept(name, subject) is None]
+
+    def draw_again(self) -> None:
+        """Before any result is used: the recorded proxies that a missing result needs, which may not be in this workdir.
+
+        Those that come out otherwise than recorded are recorded, and what was made from the old ones is missing, for which more may be needed.
+        """
+        done: set[str] = set()
+
+        def wanted() -> list[str]:
+            needed = dict.fromkeys(other for name, subject in self.missing() for other in self.sources(name, subject))
+            return [other for other in needed if other not in done and self.recorded(other) is not None]
+
+        while subjects := wanted():
+            for subject in subjects:
+                self.share(subject)
+                done.add(subject)
+
+    def share(self, subject: str) -> None:
+        """A subject's tuned supervisor and its proxies, and the record of these."""
+        self.complete_stages(SHARED, subject, (subject_tuning.NAME, proxy_generation.NAME))
+        digest, before = training_set.digest(proxy_set.read(dataset(subject, self.workdir))), self.recorded(subject)
+        if before not in (None, digest):
+            logging.warning("%s: its proxies came out otherwise than those that results were made from; these results are made anew", subject)
+        if before != digest:
+            files.write_json(self.path(PROXIES, subject), {"key": self.proxies_keys[subject], "digest": digest, "made_with": made_with()})
+
+    def complete(self, name: str, subject: str) -> Result:
+        """A result of a subject: the one that is kept, else it is made, and before it the proxies that it needs."""
+        if (found := self.kept(name, subject)) is not None:
+            return found
+        begin, sources = time.time(), self.sources(name, subject)
+        for other in sources:
+            self.share(other)
+        content = {"key": self.keys[subject][name], "subject": subject, "run": name, "made_with": made_with()}
+        content |= {"proxy_sets": {other: self.recorded(other) for other in sources}}
+        content |= self._account(subject) if name == ACCOUNT else {"rows": self._rows(name, subject)}
+        files.write_json(self.path(name, subject), content | {"seconds": round(time.time() - begin, 1)})
+        return content
+
+    def _rows(self, name: str, subject: str) -> list[dict[str, Any]]:
+        """The rows of the table that a run makes."""
+        self.complete_stages(name, subject, stages(name, self.runs[subject][name]))
+        report = files.read_json(folder(subject, name, self.workdir) / evaluation.NAME / "report.json")
+        scored = {row["arm"] if name == SHARED else name: row["scores"] for row in report["rows"]}
+        if name == SHARED:
+            scored = {PHOTOS: report["ceiling"]} | scored
+        return [{"arm": arm} | {score: scores[score] for score in SCORES} for arm, scores in scored.items()]
+
+    def _account(self, subject: str) -> dict[str, Any]:
+        arms = {name: (self.runs[subject][name], folder(subject, name, self.workdir)) for name in self.fields.account_arms}
+        for name, (config, _) in arms.items():
+            self.complete_stages(name, subject, [stage for stage in stages(name, config) if stage != evaluation.NAME])
+        # Pictures of other inputs lie elsewhere: those of these are the account's, however often it is interrupted.
+        own = cache.digest([self.keys[subject][ACCOUNT], self.recorded(subject)])
+        return weak_to_strong.tell(subject, arms, self.fields.account_pictures, folder(subject, ACCOUNT, self.workdir) / own[:16])
+
+    def complete_stages(self, name: str, subject: str, names: Sequence[str]) -> None:
+        """Completes stages of a run, whose cache is the experiment's: what one run encoded or drew of the class serves all."""
+        where = folder(subject, name, self.workdir)
+        where.mkdir(parents=True, exist_ok=True)
+        (self.workdir / "cache").mkdir(exist_ok=True)
+        if not (where / "cache").is_symlink():
+            (where / "cache").symlink_to("../../../cache", target_is_directory=True)
+        for stage in names:
+            contract.complete(stage, STAGES[stage], self.runs[subject][name], where)
 
 
-def keys(config: ConfigDict, subject: str, workdir: Path) -> dict[str, str]:
-    """The key of each of a subject's results, its account's made of those of the runs it is about."""
-    found = {name: key(name, run, config, workdir) for name, run in runs(config, subject, workdir)}
-    if not config.experiment.account_arms:
-        return found
-    about = {name: found[name] for name in (SHARED, *config.experiment.account_arms)}
-    return found | {ACCOUNT: cache.digest({"runs": about, "pictures": config.experiment.account_pictures})}
+def decides(config: ConfigDict, names: Sequence[str], workdir: Path) -> dict[str, Any]:
+    """What decides the outputs of some stages of a run, as JSON, but for its proxies and further subjects: fields, photos and checkpoints.
 
-
-def _name(config: ConfigDict) -> str:
-    return Path(config.subject.photos).name
-
-
-def result(config: ConfigDict, subject: str, name: str) -> Path:
-    """Where a result of a subject is kept."""
-    return Path(config.experiment.results) / subject / f"{name}.json"
-
-
-def _kept(path: Path, own: str) -> dict[str, Any] | None:
-    found = files.read_json(path)
-    return found if found is not None and found["key"] == own else None
-
-
-def complete(name: str, config: ConfigDict, own: str, experiment: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """The result of one run: read if it is there with the key `own`, else the run is made, and before it what it needs of shared ones."""
-    subject = _name(config)
-    path = result(experiment, subject, name)
-    if (found := _kept(path, own)) is not None:
-        return found
-    for other in [] if name == SHARED else [subject, *(companions(experiment, subject) if name == TOGETHER else ())]:
-        _share(other, experiment, workdir)
-    seconds = _complete(config, folder(subject, name, workdir), stages(name, config))
-    report = files.read_json(folder(subject, name, workdir) / evaluation.NAME / "report.json")
-    scored = {row["arm"] if name == SHARED else name: row["scores"] for row in report["rows"]}
-    if name == SHARED:
-        scored = {PHOTOS: report["ceiling"]} | scored
-    rows = [{"arm": arm} | {score: scores[score] for score in SCORES} for arm, scores in scored.items()]
-    content = {"key": own, "subject": subject, "run": name, "seconds": seconds, "rows": rows}
-    files.write_json(path, content)
-    return content
-
-
-def complete_account(subject: str, own: str, config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """The account of a subject: read if it is there with the key `own`, else made, and before it what it needs of its arms' runs."""
-    path = result(config, subject, ACCOUNT)
-    if (found := _kept(path, own)) is not None:
-        return found
-    begin = time.time()
-    _share(subject, config, workdir)
-    configs = dict(runs(config, subject, workdir))
-    arms = {name: (configs[name], folder(subject, name, workdir)) for name in config.experiment.account_arms}
-    for name, (arm, where) in arms.items():
-        _complete(arm, where, [stage for stage in stages(name, arm) if stage != evaluation.NAME])
-    # Pictures of other inputs lie elsewhere: those of this key are the account's, however often it is interrupted.
-    told = weak_to_strong.tell(subject, arms, config.experiment.account_pictures, folder(subject, ACCOUNT, workdir) / own[:16])
-    content = {"key": own, "subject": subject, "run": ACCOUNT, "seconds": round(time.time() - begin, 1)} | told
-    files.write_json(path, content)
-    return content
-
-
-def _share(subject: str, experiment: ConfigDict, workdir: Path) -> None:
-    """A subject's tuned supervisor and its proxies."""
-    _, shared = next(runs(experiment, subject, workdir))
-    _complete(shared, folder(subject, SHARED, workdir), (subject_tuning.NAME, proxy_generation.NAME))
-
-
-def _complete(config: ConfigDict, where: Path, names: Sequence[str]) -> float:
-    begin = time.time()
-    for stage in names:
-        contract.complete(stage, STAGES[stage], config, where)
-    return round(time.time() - begin, 1)
+    Where files lie makes no difference.
+    """
+    found = contract.fields(config, "seed", "compute", *names) | {"subject": learners.subject(config, workdir).key()}
+    roles = {ROLE[name] for name in names if name in ROLE}
+    if evaluation.NAME in names:
+        roles |= {arm.removeprefix("untuned_") for arm in config.evaluation.arms}
+        encoders = {name: config.evaluation[name] for name in ENCODERS if config.evaluation[name]}
+        found[evaluation.NAME] = {name: value for name, value in found[evaluation.NAME].items() if name not in ENCODERS}
+        found["encoders"] = {name: cache.fingerprint(learners.locate(workdir)(value)) for name, value in encoders.items()}
+        found["truth"] = evaluation.truth(config, workdir)
+    for role in sorted(roles):
+        learner = (learners.supervisor if role == "supervisor" else learners.student)(config, workdir)
+        settings = {name: value for name, value in config[role].items() if name not in CHECKPOINTS}
+        found[role] = settings | {"checkpoint": tuning.checkpoint_key(learner)}
+    return found

@@ -14,7 +14,7 @@ from proxy_jax.data import cache, proxy_set
 from proxy_jax.stages import contract, files, learners
 from proxy_jax.stages.contract import StageError
 from proxy_jax.stages.drawing import draw_images
-from proxy_jax.stages.tuning import Learner
+from proxy_jax.stages.tuning import Learner, checkpoint_key
 
 PRIOR = ("weight", "num_images", "prompt")  # the fields of `prior` that are no sampling option
 Source = tuple[learners.Subject, Path | None]  # a subject, and its proxy set or, without one, its photos
@@ -86,22 +86,33 @@ def class_pictures(
 ) -> tuple[np.ndarray, list[str]] | None:
     """Class pictures [n, resolution, resolution, 3] uint8 and their prompts, for `tune`; None if the stage's prior.weight is 0.
 
-    The untuned learner draws them once, into the stage's class_images, the subjects' classes in turn.
+    The untuned learner draws them once, into the stage's class_images, the subjects' classes in turn; runs with one cache share them.
     """
     fields = config[stage].prior
     if fields.weight == 0:
         return None
     filled = list(dict.fromkeys(subject.fill(fields.prompt) for subject in subjects))
     wanted = [filled[index % len(filled)] for index in range(fields.num_images)]
-    paths = draw_images(
-        learner,
-        lambda: learner.load_model(lambda name: learner.compute.dtype),
-        wanted,
-        workdir / stage / "class_images",
-        seed=config.seed,
-        batch_size=config[stage].encode_batch_size,
-        options={name: value for name, value in fields.items() if name not in PRIOR},
-        cache=workdir / "cache",
-        label="class images",
-    )
-    return np.stack([files.load_picture(path) for path in paths]), wanted
+    options = {name: value for name, value in fields.items() if name not in PRIOR}
+    folder = workdir / stage / "class_images"
+
+    def draw() -> dict[str, np.ndarray]:
+        paths = draw_images(
+            learner,
+            lambda: learner.load_model(lambda name: learner.compute.dtype),
+            wanted,
+            folder,
+            seed=config.seed,
+            batch_size=config[stage].encode_batch_size,
+            options=options,
+            cache=workdir / "cache",
+            label="class images",
+        )
+        return {"pictures": np.stack([files.load_picture(path) for path in paths])}
+
+    key = {"class_images": wanted, "seed": config.seed, "options": options, "learner": checkpoint_key(learner)}
+    found = cache.cached(workdir / "cache", key, draw)["pictures"]
+    for index, picture in enumerate(found):
+        if not (path := folder / f"{index:05d}.png").is_file():  # another run drew it
+            files.save_picture(path, picture)
+    return found, wanted

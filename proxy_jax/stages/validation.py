@@ -18,7 +18,11 @@ from proxy_jax.training import optimizer
 
 TUNINGS = ("subject_tuning", "proxy_tuning")
 WITHOUT_SUBJECT = ("random_weights", "pretraining", "experiment")  # these have none, or many
-NEEDS_FIELD = {"random_weights": "configs/smoke.py", "pretraining": "configs/micro/vq.py"}  # which base.py does not have
+NEEDS_FIELD = {  # which base.py does not have
+    "random_weights": "configs/smoke.py",
+    "pretraining": "configs/micro/vq.py",
+    "experiment": "configs/micro/dreambench.py",
+}
 
 # field -> the values it can have; of a tuple, its members
 CHOICES: Mapping[str, Sequence[str]] = {

@@ -57,23 +57,68 @@ def test_the_markdown_has_every_arm_and_number():
     text = comparison.markdown(comparison.compare(ROWS, ("dino", "identity"), reference="supervisor"))
     lines = text.splitlines()
     assert "| supervisor | 3 | 0.600 ± 0.248 | 0.700 ± 1.271 |" in lines
-    assert "| proxy | +0.025 ± 0.953 (1/2) | **+0.100 ± 0.000** (2/2) |" in lines, "bold: the interval leaves out 0"
+    assert "| proxy | +0.025 ± 0.953 (1/2) | +0.100 ± 0.000 (2/2) |" in lines
     assert sum(line.startswith("| supervisor") for line in lines) == 1, "the reference gains nothing on itself"
+    assert "Holm" not in text and "Caution" not in text and "trained with" not in text
 
 
-def test_one_arm_against_several():
-    rows = [{"subject": str(i), "arm": "lora", "dino": 0.1 * i} for i in range(4)]
-    rows += [{"subject": str(i), "arm": "full", "dino": 0.45} for i in range(1, 4)]
-    rows += [{"subject": str(i), "arm": "proxy", "dino": 0.1 * i + 0.2 + 0.01 * (-1) ** i} for i in range(4)]
-    content = comparison.compare(rows, ("dino",), reference="lora", arm="proxy", against=("lora", "full", "absent"))
-    lora, full, absent = (contrast["scores"]["dino"] for contrast in content["contrasts"])
+def test_the_markdown_tells_what_differs_and_what_was_trained():
+    budget = {"run": "proxy", "training": "proxy_tuning", "steps": 200, "batch_size": 16, "learning_rate": 1e-4}
+    content = comparison.compare(ROWS, ("dino",), reference="supervisor") | {"differing": {"jax": ["0.8", "0.9"]}, "budgets": [budget]}
+    text = comparison.markdown(content)
+    assert "the same jax, but with 0.8 and 0.9" in text and "| proxy | proxy_tuning | 200 | 16 | 0.0001 |" in text
+
+
+PAIRS = (("proxy", "lora"), ("proxy", "full"), ("full", "lora"))
+
+
+def contrasts() -> dict:
+    """Of four subjects: `proxy` is far above `lora`; `full` lacks a subject and is a little above some of them. Clip tells nothing."""
+    rows = [{"subject": str(i), "arm": "lora", "dino": 0.1 * i, "clip": 0.5 + 0.1 * i} for i in range(4)]
+    rows += [{"subject": str(i), "arm": "full", "dino": 0.45, "clip": 0.5} for i in range(1, 4)]
+    rows += [{"subject": str(i), "arm": "proxy", "dino": 0.1 * i + 0.2 + 0.01 * (-1) ** i, "clip": 0.9 + 0.1 * i} for i in range(4)]
+    pairs = (*PAIRS, ("proxy", "absent"))
+    return comparison.compare(rows, ("dino", "clip"), reference="lora", main_score="dino", primary=PAIRS[:1], contrasts=pairs)
+
+
+def test_contrasts_are_pairs_and_paired_by_subject():
+    found = contrasts()["contrasts"]
+    assert [(row["arm"], row["against"], row["primary"]) for row in found] == [(*pair, pair == PAIRS[0]) for pair in (*PAIRS, ("proxy", "absent"))]
+    lora, full, _, absent = (row["scores"]["dino"] for row in found)
     # Subjects differ by far more than the gain does.
     assert (lora["n"], lora["wins"]) == (4, 4) and lora["mean"] == pytest.approx(0.2) and lora["half_width"] < 0.02
     assert (full["n"], full["wins"]) == (3, 1) and full["mean"] == pytest.approx(0.4 - 0.01 / 3 - 0.45)
-    assert absent is None
-    assert [(contrast["arm"], contrast["against"]) for contrast in content["contrasts"]] == [("proxy", name) for name in ("lora", "full", "absent")]
+    assert absent is None and found[3]["p_value"] is None
+
+
+def test_the_primary_contrast_is_tested_alone_and_the_others_together():
+    lora, full, others, _ = (row["p_value"] for row in contrasts()["contrasts"])
+    ours, theirs, whole = np.array([0.21, 0.29, 0.41, 0.49]), 0.1 * np.arange(4), np.full(3, 0.45)
+    assert lora == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
+    own = [stats.ttest_rel(a, b).pvalue for a, b in ((ours[1:], whole), (whole, theirs[1:]))]
+    assert own[1] < own[0] and others == pytest.approx(2 * own[1]), "the least of two is doubled"
+    assert full == pytest.approx(max(2 * own[1], own[0]))
+
+
+def test_holm():
+    found = comparison.holm({("a", "b"): 0.01, ("c", "d"): 0.04, ("e", "f"): 0.03, ("g", "h"): None, ("i", "j"): 0.9})
+    assert list(found.values()) == pytest.approx([0.04, 0.09, 0.09, None, 0.9])
+    assert comparison.holm({("a", "b"): 0.7, ("c", "d"): 0.8}) == {("a", "b"): 1.0, ("c", "d"): 1.0}
+
+
+def test_nothing_is_tested_on_one_subject_or_without_any_difference():
+    assert comparison.p_value([0.3]) is None and comparison.p_value([]) is None and comparison.p_value([0.25, 0.25]) is None
+    assert comparison.p_value([0.1, -0.1]) == pytest.approx(1.0)
+
+
+def test_the_primary_contrasts_alone_are_marked_and_on_the_main_score_alone():
+    content = contrasts()
     text = comparison.markdown(content)
-    assert "Gain of proxy on each" in text and "| lora | **+0.200 ± 0.018** (4/4) |" in text and "| absent | – |" in text
+    p = f"{content['contrasts'][0]['p_value']:.2g}"
+    assert f"| proxy | lora | primary | {p} | **+0.200 ± 0.018 (4/4)** | +0.400 ± 0.000 (4/4) |" in text
+    assert text.count("**") == 2 and "| proxy | absent | Holm | – | – | – |" in text
+    content["contrasts"][0]["scores"]["dino"]["half_width"] = 0.3
+    assert "**" not in comparison.markdown(content)
 
 
 def summary(most_misread: float = 0.5, **fields) -> dict:
@@ -134,7 +179,7 @@ def test_the_markdown_tells_the_account():
     content = comparison.compare(ROWS, ("dino",), reference="supervisor") | {"account": summary()}
     text = comparison.markdown(content)
     assert "What survives" not in comparison.markdown(comparison.compare(ROWS, ("dino",), reference="supervisor"))
-    assert "| attributes: wrong | 0.250 ± 0.205 | 0.125 ± 0.103 | **-0.125 ± 0.103** |" in text
+    assert "| attributes: wrong | 0.250 ± 0.205 | 0.125 ± 0.103 | -0.125 ± 0.103 |" in text
     assert "slope 0.50 [0.50, 0.50], intercept 0.00 [0.00, 0.00]; with an intercept for each attribute, slope 0.50 [0.50, 0.50]." in text
     assert "| tokens inside: deviation | 0.100 ± 0.000 | 0.050 ± 0.000 |" in text  # of the floor
     assert "Error rate of proxy less that of control, by that of the proxies: slope -0.64 [" in text

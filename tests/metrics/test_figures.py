@@ -37,7 +37,7 @@ def content(arms: dict[str, tuple[float, float]], **more) -> dict:
     ]
     rows.append({"subject": "-0.01", "arm": "photos", "identity": 0.9, "context": None, "identity_context": None, "clip_t": None})
     scores = ("identity", "context", "identity_context", "clip_t")
-    found = comparison.compare(rows, scores, reference="supervisor", arm="proxy", against=("direct_lora",))
+    found = comparison.compare(rows, scores, reference="supervisor", main_score="identity_context", primary=(("proxy", "direct_lora"),))
     return found | {"curve": [{"arm": "proxy", "proxies": 1000}]} | more
 
 

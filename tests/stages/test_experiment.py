@@ -1,5 +1,5 @@
 """The experiment: which runs it makes of which configs, what it keeps and finds again. The four stages are stand-ins that score their config,
-and the account is made of made readings.
+and the account is made of made readings. And what the arms of micro-DreamBench are, by their configs.
 
 (The stages themselves, as arms use them, are tested where they are: tests/pipeline, tests/stages/test_training_set.py; the account in
 tests/stages/test_weak_to_strong.py.)
@@ -7,6 +7,7 @@ tests/stages/test_weak_to_strong.py.)
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,22 +15,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import smoke
-from proxy_jax.stages import contract, experiment, files, random_weights
+from configs import base, smoke
+from configs.micro import dreambench
+from proxy_jax.data import prompts
+from proxy_jax.stages import contract, experiment, files, random_weights, tuning
 from tests.metrics.made_accounts import told
+from tests.stages.tiny_runs import write_proxies
 
 SUBJECTS = ("duck_toy", "rc_car", "vase")
 
 
-def stand_in(name: str):
-    """A stage that writes down what it was asked for; the evaluation scores an arm by the config that tuned it."""
+def stand_in(name: str, noise: Callable[[], int]):
+    """A stage that writes down what it was asked for; the evaluation scores an arm by the config that tuned it. noise(): the proxies' pixels."""
 
     def inputs(config, workdir):
         return contract.fields(config, "subject", "subject_tuning", "proxy_tuning", "evaluation", "proxies", "subjects")
 
     def run(config, workdir):
         folder = workdir / name
-        files.write_json(folder / "out.json", {"proxies": config.proxies, "subjects": list(config.subjects)})
+        asked = {"proxies": config.proxies, "subjects": list(config.subjects), "seed": config.seed, "steps": config.proxy_tuning.training.steps}
+        files.write_json(folder / "out.json", asked)
+        if name == "proxy_generation":
+            write_proxies(folder / "dataset", ["a sks toy"], seed=config.seed + noise())
         if name == "evaluation":
             lr = config.proxy_tuning.training.learning_rate if config.proxy_tuning.source == "photos" else 0.5
             value = {arm: lr if arm == "student" else 0.25 for arm in config.evaluation.arms}
@@ -38,12 +45,18 @@ def stand_in(name: str):
             files.write_json(folder / "report.json", {"rows": rows, "ceiling": scores | {"dino": 0.75, "context": None, "identity_context": None}})
         return {}
 
-    outputs = ("out.json", "report.json") if name == "evaluation" else ("out.json",)
+    outputs = {"evaluation": ("out.json", "report.json"), "proxy_generation": ("out.json", "dataset")}.get(name, ("out.json",))
     return SimpleNamespace(NAME=name, OUTPUTS=outputs, inputs=inputs, run=run)
 
 
+@pytest.fixture
+def machine() -> dict[str, int]:
+    """What tells a machine's proxies from another's."""
+    return {"noise": 0}
+
+
 @pytest.fixture(autouse=True)
-def accounts(monkeypatch) -> list[str]:
+def accounts(monkeypatch, machine) -> list[str]:
     """The subjects that are told of, in order. Each account is told of arms that are tuned."""
     found = []
 
@@ -55,7 +68,7 @@ def accounts(monkeypatch) -> list[str]:
         assert folder.parent == next(iter(arms.values()))[1].parent / "account"
         return told(subject, 10, {name: wrong for name, wrong in zip(arms, (4, 12), strict=True)}) | {"pictures": pictures}
 
-    monkeypatch.setattr(experiment, "STAGES", {name: stand_in(name) for name in experiment.STAGES})
+    monkeypatch.setattr(experiment, "STAGES", {name: stand_in(name, lambda: machine["noise"]) for name in experiment.STAGES})
     monkeypatch.setattr(experiment.weak_to_strong, "tell", tell)
     return found
 
@@ -79,38 +92,50 @@ ARMS = dict(
 )
 
 
-def config(checkpoints: Path, arms: dict = ARMS, **fields):
+def config(checkpoints: Path, arms: dict | tuple = ARMS, **fields):
+    pairs = tuple(arms.items()) if isinstance(arms, dict) else arms
     run = smoke.get_config()
     for group, names in ((run.supervisor, ("checkpoint",)), (run.student, ("gpt", "vq", "text_encoder")), (run.evaluation, ("dino", "clip"))):
         for name in names:
             group[name] = group[name].replace("{workdir}", str(checkpoints))
     with run.unlocked():
+        run.experiment = base.experiment()
         run.experiment.shared = dict(evaluation=dict(arms=("supervisor", "untuned_student")))
-        run.experiment.arms = arms
-    run.experiment.update(dict(subjects=SUBJECTS, together=2, tokens=("zwx",), photos=str(checkpoints / "photos")) | fields)
+    own = dict(subjects=SUBJECTS, arms=pairs, together=2, tokens=("zwx",), photos=str(checkpoints / "photos"), main_score="dino")
+    run.experiment.update(own | dict(results="{workdir}/../results") | fields)
     return run
 
 
 def complete(run, workdir: Path) -> dict:
     """Runs the experiment; returns its arms by name."""
-    run.experiment.results = str(workdir.parent / "results")
     contract.complete(experiment.NAME, experiment, run, workdir)
     content = json.loads((workdir / "experiment" / "comparison.json").read_text())
     assert content["subjects"] == list(SUBJECTS)
     return {arm["arm"]: arm for arm in content["arms"]}
 
 
+def with_rate(name: str, rate: float) -> dict:
+    """ARMS, one of them with another learning rate."""
+    stage = "proxy_tuning" if name != "control" else "subject_tuning"
+    return ARMS | {name: ARMS[name] | {stage: ARMS[name].get(stage, {}) | dict(training=dict(learning_rate=rate))}}
+
+
 def stages_run(workdir: Path) -> dict[str, set[str]]:
     """Run -> the stages that were done in it."""
     found: dict[str, set[str]] = {}
-    for done in (workdir / "experiment" / "runs").glob("*/*/*/DONE.json"):
+    for done in (workdir / "runs").glob("*/*/*/DONE.json"):
         found.setdefault("/".join(done.parts[-4:-2]), set()).add(done.parts[-2])
     return found
+
+
+def asked_of(workdir: Path, run: str, stage: str) -> dict:
+    return json.loads((workdir / "runs" / run / stage / "out.json").read_text())
 
 
 def test_every_arm_is_run_for_every_subject_and_scored(checkpoints, tmp_path):
     arms = complete(config(checkpoints), tmp_path / "work")
     expected = dict(photos=0.75, supervisor=0.25, untuned_student=0.25, proxy=0.5, direct=0.1, control=0.25, together=0.5)
+    assert list(arms) == list(expected), "in the order of the config"
     assert {name: arm["scores"]["dino"]["mean"] for name, arm in arms.items()} == pytest.approx(expected)
     assert all(arm["subjects"] == 3 for arm in arms.values())
     found = stages_run(tmp_path / "work")
@@ -119,34 +144,88 @@ def test_every_arm_is_run_for_every_subject_and_scored(checkpoints, tmp_path):
     assert found["vase/control"] == {"subject_tuning", "evaluation"}
     text = (tmp_path / "work" / "experiment" / "comparison.md").read_text()
     assert all(f"| {name} |" in text for name in arms)
+    assert "| together | proxy_tuning | 16 | 8 | 0.0001 |" in text and "| control | subject_tuning | 8 | 8 | 0.0004 |" in text
     assert "(figures/identity_context.svg)" in text and (tmp_path / "work" / "experiment" / "figures" / "identity_context.svg").is_file()
 
 
 def test_arms_use_their_subjects_own_proxies_and_those_of_its_companions(checkpoints, tmp_path):
     complete(config(checkpoints), tmp_path / "work")
-    runs = tmp_path / "work" / "experiment" / "runs"
+    runs = tmp_path / "work" / "runs"
     for subject, companion in (("duck_toy", "rc_car"), ("vase", "duck_toy")):
-        asked = json.loads((runs / subject / "together" / "proxy_tuning" / "out.json").read_text())
+        asked = asked_of(tmp_path / "work", f"{subject}/together", "proxy_tuning")
         assert asked["proxies"] == str(runs / subject / "shared" / "proxy_generation" / "dataset")
         (other,) = asked["subjects"]
         assert other == f"token=zwx,class_noun=toy,proxies={runs / companion / 'shared' / 'proxy_generation' / 'dataset'}"
+        assert asked["steps"] == 2 * asked_of(tmp_path / "work", f"{subject}/proxy", "proxy_tuning")["steps"]
+
+
+def test_arms_of_a_subject_share_a_seed_and_subjects_do_not(checkpoints, tmp_path):
+    found = {subject: {own.seed for _, own in experiment.runs(config(checkpoints), subject, tmp_path)} for subject in ("duck_toy", "rc_car", "vase")}
+    assert all(len(seeds) == 1 for seeds in found.values())
+    ordered = sorted(seed for seeds in found.values() for seed in seeds)
+    assert min(np.diff(ordered)) >= 1000, "stages add small numbers to it"
+    alone = config(checkpoints, subjects=("vase",), together=0)
+    assert {own.seed for _, own in experiment.runs(alone, "vase", tmp_path)} == found["vase"], "whoever else is compared"
+
+
+def test_runs_share_one_cache(checkpoints, tmp_path):
+    complete(config(checkpoints, subjects=SUBJECTS), tmp_path / "work")
+    caches = list((tmp_path / "work" / "runs").glob("*/*/cache"))
+    assert len(caches) == 3 * 5 and {path.resolve() for path in caches} == {tmp_path / "work" / "cache"}
+
+
+def test_a_changed_arm_leaves_the_runs_of_the_others(checkpoints, tmp_path):
+    run = config(checkpoints)
+    complete(run, tmp_path / "work")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "runs").rglob("DONE.json")}
+    arms = complete(config(checkpoints, with_rate("direct", 0.3), document=str(tmp_path / "document")), tmp_path / "work")
+    assert arms["direct"]["scores"]["dino"]["mean"] == pytest.approx(0.3)
+    changed = {path.parts[-3] for path, time in before.items() if path.stat().st_mtime_ns != time}
+    assert len(before) == 3 * (3 + 2 + 2 + 2 + 2) and changed == {"direct"}
 
 
 def test_on_another_machine_only_what_has_no_result_is_run(checkpoints, tmp_path):
     first = complete(config(checkpoints), tmp_path / "work")
     kept = sorted(path.relative_to(tmp_path / "results").as_posix() for path in (tmp_path / "results").rglob("*.json"))
-    assert len(kept) == 3 * 5
+    assert len(kept) == 3 * (5 + 1), "the shared run, four arms, and what the proxies are"
     shutil.rmtree(tmp_path / "work")
-    changed = ARMS | {"direct": dict(proxy_tuning=dict(source="photos", training=dict(learning_rate=0.2)), evaluation=dict(arms=("student",)))}
-    again = complete(config(checkpoints, changed), tmp_path / "elsewhere")
+    again = complete(config(checkpoints, with_rate("direct", 0.2)), tmp_path / "elsewhere")
     assert again["direct"]["scores"]["dino"]["mean"] == pytest.approx(0.2)
     assert again["proxy"] == first["proxy"]
-    # The changed arm, and the supervisor and proxies that it might need.
-    assert stages_run(tmp_path / "elsewhere") == {
-        run: names
-        for subject in SUBJECTS
-        for run, names in ((f"{subject}/direct", {"proxy_tuning", "evaluation"}), (f"{subject}/shared", {"subject_tuning", "proxy_generation"}))
-    }
+    assert stages_run(tmp_path / "elsewhere") == {f"{subject}/direct": {"proxy_tuning", "evaluation"} for subject in SUBJECTS}
+    shutil.rmtree(tmp_path / "elsewhere")
+    both = with_rate("direct", 0.2) | {"control": with_rate("control", 0.2)["control"]}
+    complete(config(checkpoints, both), tmp_path / "third")
+    # This arm is tuned on proxies: they are drawn again, and are as they were.
+    expected = {"control": {"subject_tuning", "evaluation"}, "shared": {"subject_tuning", "proxy_generation"}}
+    assert stages_run(tmp_path / "third") == {f"{subject}/{name}": stages for subject in SUBJECTS for name, stages in expected.items()}
+
+
+def test_proxies_that_come_out_otherwise_renew_all_that_was_made_from_them(checkpoints, tmp_path, machine, caplog):
+    complete(config(checkpoints), tmp_path / "work")
+    kept = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*.json")}
+    machine["noise"] = 1
+    shutil.rmtree(tmp_path / "work")
+    (tmp_path / "results" / "vase" / "proxy.json").unlink()
+    complete(config(checkpoints), tmp_path / "elsewhere")
+    renewed = {"/".join(path.parts[-2:])[:-5] for path, text in kept.items() if path.read_bytes() != text}
+    # The vase is in rc_car's `together`, for which rc_car's proxies are drawn again, which duck_toy's `together` is made from, and so on.
+    assert renewed == {f"{subject}/{name}" for subject in SUBJECTS for name in ("shared", "proxies", "proxy", "control", "together")}
+    assert "vase: its proxies came out otherwise" in caplog.text
+    digests = {subject: json.loads((tmp_path / "results" / subject / "proxies.json").read_text())["digest"] for subject in SUBJECTS}
+    sets = json.loads((tmp_path / "results" / "rc_car" / "together.json").read_text())["proxy_sets"]
+    assert sets == {name: digests[name] for name in ("rc_car", "vase")}
+
+
+def test_results_of_different_machines_are_told_from_each_other(checkpoints, tmp_path, monkeypatch):
+    own = experiment.made_with()
+    complete(config(checkpoints), tmp_path / "work")
+    assert "Caution" not in (tmp_path / "work" / "experiment" / "comparison.md").read_text()
+    monkeypatch.setattr(experiment, "made_with", lambda: own | {"devices": "8 TPU v9"})
+    (tmp_path / "results" / "vase" / "proxy.json").unlink()
+    complete(config(checkpoints, document=str(tmp_path / "document")), tmp_path / "work")
+    text = (tmp_path / "document" / "comparison.md").read_text()
+    assert f"not all made with the same devices, but with {own['devices']} and 8 TPU v9" in text and text.count("Caution") == 1
 
 
 def test_another_photo_is_another_result(checkpoints, tmp_path):
@@ -158,11 +237,12 @@ def test_another_photo_is_another_result(checkpoints, tmp_path):
     complete(config(own), tmp_path / "work")
     changed = {path.parent.name + "/" + path.stem for path, text in before.items() if path.read_text() != text}
     # Also the one that learns the vase together with its own subject.
-    assert changed == {f"vase/{name}" for name in ("shared", "proxy", "direct", "control", "together")} | {"rc_car/together"}
+    assert changed == {f"vase/{name}" for name in ("shared", "proxies", "proxy", "direct", "control", "together")} | {"rc_car/together"}
 
 
 def test_the_account_is_kept_and_made_again_without_what_it_does_not_need(checkpoints, tmp_path, accounts):
-    fields = dict(account_arms=("proxy", "control"), account_pictures=20, baselines=("direct",), document=str(tmp_path / "document"))
+    fields = dict(account_arms=("proxy", "control"), account_pictures=20, document=str(tmp_path / "document"))
+    fields |= dict(primary=(("proxy", "supervisor"),), contrasts=(("proxy", "direct"),))
     run = config(checkpoints, together=0, **fields)
     complete(run, tmp_path / "work")
     assert accounts == list(SUBJECTS)
@@ -170,7 +250,10 @@ def test_the_account_is_kept_and_made_again_without_what_it_does_not_need(checkp
         content = json.loads((folder / "comparison.json").read_text())
         gains = {arm["arm"]: arm["attributes"]["error"]["difference"]["mean"] for arm in content["account"]["arms"]}
         assert gains == pytest.approx({"proxy": -0.15, "control": 0.05})
-        assert [contrast["against"] for contrast in content["contrasts"]] == ["direct"]
+        assert [(row["arm"], row["against"], row["primary"]) for row in content["contrasts"]] == [
+            ("proxy", "supervisor", True),
+            ("proxy", "direct", False),
+        ]
         assert {"error_rates.svg", "errors.svg"} <= {path.name for path in (folder / "figures").iterdir()}
     (tmp_path / "results" / "rc_car" / "account.json").unlink()
     shutil.rmtree(tmp_path / "work")
@@ -183,17 +266,44 @@ def test_the_account_is_kept_and_made_again_without_what_it_does_not_need(checkp
     }
 
 
-def test_the_key_of_an_account_is_its_arms_and_its_pictures(checkpoints, tmp_path):
-    def key(arms=ARMS, **fields) -> str:
-        run = config(checkpoints, arms, **dict(account_arms=("proxy", "control"), together=0) | fields)
-        return experiment.keys(run, "vase", tmp_path)["account"]
+def keys(run, workdir: Path) -> dict[str, str]:
+    """The keys of the results of the vase."""
+    return experiment.Plan(run, workdir).keys["vase"]
 
-    def with_rate(name: str) -> dict:
-        return ARMS | {name: ARMS[name] | dict(proxy_tuning=dict(training=dict(learning_rate=0.3)))}
 
-    own = key()
-    assert key(with_rate("direct")) == own and key(reference="control") == own
-    assert len({own, key(with_rate("proxy")), key(account_pictures=7), key(account_arms=("proxy",))}) == 4
+def test_a_key_is_of_what_its_result_is_made_from(checkpoints, tmp_path):
+    def changed(change=lambda run: None, **fields) -> set[str]:
+        run = config(checkpoints, **dict(account_arms=("proxy", "control")) | fields)
+        change(run)
+        return {name for name, key in keys(run, tmp_path).items() if key != own[name]}
+
+    def shared_with(**training) -> Callable:
+        def change(run):
+            with run.unlocked():
+                run.experiment.shared.subject_tuning = dict(training=training)
+
+        return change
+
+    own = keys(config(checkpoints, account_arms=("proxy", "control")), tmp_path)
+    from_proxies = {"shared", "proxy", "control", "together", "account"}
+    assert changed(tokens=("qov",)) == {"together"}
+    assert changed(lambda run: run.experiment.shared.evaluation.update(arms=("supervisor",))) == {"shared"}
+    assert changed(shared_with(steps=9)) == from_proxies
+    assert changed(lambda run: run.proxy_generation.update(num_images=17)) == from_proxies
+    assert changed(lambda run: run.proxy_tuning.update(dropout=0.1)) == {"proxy", "direct", "together", "account"}
+    assert changed(lambda run: run.evaluation.update(num_prompts=3)) == set(own)
+    assert changed(lambda run: run.proxy_tuning.training.update(preview_every=9, log_every=9)) == set()
+    assert changed(account_pictures=7) == changed(account_arms=("proxy",)) == {"account"}
+
+
+def test_a_checkpoint_in_the_experiments_workdir_is_found_by_its_runs(checkpoints, tmp_path):
+    run, own = config(checkpoints), config(checkpoints)
+    shutil.copytree(checkpoints / "random_weights", tmp_path / "random_weights")
+    run.student.gpt = "{workdir}/random_weights/student/gpt.safetensors"
+    run.experiment.photos = "{workdir}/photos"
+    shutil.copytree(checkpoints / "photos", tmp_path / "photos")
+    assert all(arm.student.gpt == str(tmp_path / "random_weights/student/gpt.safetensors") for _, arm in experiment.runs(run, "vase", tmp_path))
+    assert keys(run, tmp_path) == keys(own, tmp_path), "where it lies makes no difference"
 
 
 def test_what_draws_the_account_is_looked_for_before_anything_is_tuned(checkpoints, tmp_path, monkeypatch):
@@ -206,11 +316,27 @@ def test_what_draws_the_account_is_looked_for_before_anything_is_tuned(checkpoin
     assert stages_run(tmp_path / "work") == {}
 
 
-def test_arms_that_do_not_exist_are_named(checkpoints, tmp_path):
-    for field, value in (("baselines", ("direct", "direkt")), ("account_arms", ("supervisor",)), ("reference", "nobody"), ("student", "supervisor")):
-        run = config(checkpoints, **{field: value})
-        with pytest.raises(contract.StageError, match=f"experiment.{field} names (direkt|supervisor|nobody); the arms are"):
-            experiment.inputs(run, tmp_path)
+@pytest.mark.parametrize(
+    "fields, text",
+    [
+        (dict(contrasts=(("proxy", "direkt"),)), "contrasts has direkt; there are proxy, direct, control, supervisor"),
+        (dict(account_arms=("supervisor",)), "account_arms has supervisor; there are proxy"),
+        (dict(reference="nobody"), "reference has nobody"),
+        (dict(main_arm="supervisor"), "main_arm has supervisor"),
+        (dict(main_score="beauty"), "main_score has beauty; there are dino"),
+        (dict(subjects=("vase", "dog6000"), together=0), "subjects has dog6000; there are backpack,"),
+        (dict(tokens=()), "a token for each but the first, not 3 subjects and 0 tokens"),
+        (dict(together=4, tokens=("a", "b", "c")), "as many subjects, .*, not 3 subjects"),
+        (dict(tokens=("sks",)), "in the run together of duck_toy: each subject needs a token of its own"),
+        (dict(arms=(*ARMS.items(), ("proxy", dict()))), "arms has proxy, proxy twice"),
+        (dict(arms=(("shared", dict()),), main_arm=""), "arms has shared twice, or as a name"),
+        (dict(arms=(*ARMS.items(), ("whole", dict(proxy_tuning=dict(mode="fulll"))))), "in the run whole of duck_toy: proxy_tuning.mode is 'fulll'"),
+        (dict(arms=(*ARMS.items(), ("odd", dict(proxy_tuning=dict(training=dict(batch_size=3)))))), "in the run odd of .*batch_size is 3"),
+    ],
+)
+def test_what_no_run_could_be_is_found_before_any_is_made(checkpoints, tmp_path, fields, text):
+    with pytest.raises(contract.StageError, match=text):
+        experiment.inputs(config(checkpoints, **fields), tmp_path)
 
 
 def test_two_arms_of_one_config_are_a_mistake(checkpoints, tmp_path):
@@ -225,3 +351,34 @@ def test_the_curve_is_of_arms_that_differ_in_their_number_of_proxies_alone(check
         few_and_slow=dict(proxy_tuning=dict(num_proxies=3, training=dict(learning_rate=1e-5)), evaluation=dict(arms=("student",))),
     )
     assert experiment.proxy_counts(config(checkpoints, ARMS | more)) == {"proxy": 16, "few": 3}
+    assert experiment.proxy_counts(config(checkpoints, main_arm="")) == {}
+
+
+@pytest.mark.parametrize("protocol", dreambench.PROTOCOLS)
+def test_the_arms_of_micro_dreambench_differ_and_have_one_budget(protocol, tmp_path):
+    run = dreambench.get_config(protocol)
+    experiment.check(run, tmp_path)
+    subject = run.experiment.subjects[0]
+    configs = dict(experiment.runs(run, subject, tmp_path))
+    names = ("subject_tuning", "proxy_generation", "proxy_tuning", "evaluation", "subjects")
+    fields = [json.dumps(contract.fields(own, *names)) for own in configs.values()]
+    assert len(set(fields)) == len(fields)
+    assert len({own.proxy_tuning.prompt for own in configs.values()} | set(run.proxy_generation.prompts) | {run.subject_tuning.prompt}) == 1
+    for own in configs.values():
+        assert all(training.preview_every == 0 for stage in (own.subject_tuning, own.proxy_tuning) for training in tuning.trainings(stage).values())
+    rows = experiment.budgets(run, tmp_path)
+    seen = {stage: {row["run"]: row["steps"] * row["batch_size"] for row in rows if row["training"] == stage} for stage in experiment.ROLE}
+    together = {"together"} & set(configs)
+    assert len(set(seen["subject_tuning"].values())) == 1 and len(seen["subject_tuning"]) > 1, "the supervisor and the control"
+    assert len({count for name, count in seen["proxy_tuning"].items() if name not in together}) == 1
+    assert all(seen["proxy_tuning"][name] == 3 * seen["proxy_tuning"]["proxy"] for name in together)
+    assert len({row["batch_size"] for row in rows if row["training"].startswith("proxy_tuning")}) == 1, "the embedding's too"
+
+
+def test_settings_are_chosen_on_other_subjects_than_those_of_the_paper(tmp_path):
+    chosen_on = set(dreambench.PROTOCOLS["development"])
+    assert not chosen_on & set(prompts.PAPER9) and {prompts.SUBJECTS[name].live for name in chosen_on} == {True, False}
+    tried = dict(dreambench.get_config("development").experiment.arms)
+    for name, changes in dreambench.get_config("paper9").experiment.arms:
+        if name in dreambench.CHOSEN:
+            assert [rate for rate in dreambench.RATES if tried[f"{name}_{rate:g}"] == changes] == [dreambench.CHOSEN[name]]

@@ -129,6 +129,41 @@ def test_a_student_tuned_on_another_runs_proxies_with_its_own_class_pictures(run
     assert metrics(plain / "proxy_tuning")[0]["loss"] != metrics(workdir / "proxy_tuning")[0]["loss"]
 
 
+def test_runs_that_share_a_cache_draw_their_class_pictures_once(tmp_path, monkeypatch):
+    drawn = []
+
+    def draw_images(learner, load_model, prompts, folder, *, seed, **others):
+        drawn.append(folder.parents[1].name)
+        paths = [folder / f"{index:05d}.png" for index in range(len(prompts))]
+        for index, path in enumerate(paths):
+            files.save_picture(path, np.full((4, 4, 3), 10 * seed + index, np.uint8))
+        return paths
+
+    def class_pictures(run, seed=0, noun="toy"):
+        config.seed = seed
+        subject = learners.Subject((), noun, "sks", False)
+        pictures, prompts = training_set.class_pictures(learner, config, tmp_path / run, "proxy_tuning", [subject])
+        kept = [files.load_picture(path) for path in sorted((tmp_path / run / "proxy_tuning" / "class_images").iterdir())]
+        np.testing.assert_array_equal(pictures, kept)
+        return pictures[:, 0, 0, 0].tolist(), prompts
+
+    monkeypatch.setattr(training_set, "draw_images", draw_images)
+    (tmp_path / "base").write_bytes(b"weights")
+    learner = SimpleNamespace(encoders=dict, settings=dict, base=tmp_path / "base")
+    config = smoke.get_config()
+    config.proxy_tuning.prior.update(dict(weight=1.0, num_images=3))
+    (tmp_path / "cache").mkdir()
+    for run in ("one", "two", "three", "four", "five"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "cache").symlink_to(tmp_path / "cache")
+    assert class_pictures("one") == class_pictures("two") == ([0, 1, 2], ["a photo of toy"] * 3)
+    assert class_pictures("three", seed=1)[0] == [10, 11, 12]
+    class_pictures("four", noun="dog")
+    (tmp_path / "base").write_bytes(b"others")
+    class_pictures("five")
+    assert drawn == ["one", "three", "four", "five"]
+
+
 def test_a_supervisor_tuned_on_proxies(runs):
     workdir = runs / "control"
     config = tiny(workdir)
