@@ -51,8 +51,9 @@ def generate(
     """Ids [batch, num_tokens] of pictures of grid = (rows, columns) codes: what follows `Vocabulary.start`. Traceable: jit it.
 
     text: prompt [batch, slots], padded on the left, and prompt_mask; with learned subjects also subject_rows. indices [batch]: the samples'
-    numbers. num_tokens: None ends with the picture's end; what comes after it is text, unguided, of the text_top_k likeliest. With
-    collect_logits also the logits [batch, num_tokens, vocab] that the ids were drawn from, those that cannot stand there at -inf.
+    numbers. num_tokens: None ends with the picture's end; what comes after it is text, unguided, of the text_top_k likeliest (10 in the
+    official sampler). With collect_logits also the logits [batch, num_tokens, vocab] that the ids were drawn from, those that cannot stand
+    there at -inf.
     The unguided half of the batch sees no prompt, so its positions count from the picture's begin, as the official sampler has it.
     """
     ids, mask, rows = text["prompt"], text["prompt_mask"].astype(bool), text.get("subject_rows")

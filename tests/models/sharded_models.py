@@ -23,6 +23,9 @@ from proxy_jax.models.t5 import T5Config, T5Encoder
 from proxy_jax.models.unet import UNet, UNetConfig
 from proxy_jax.models.vit import ViT, ViTConfig
 from proxy_jax.models.vqgan import VQConfig, VQModel
+from proxy_jax.students.decoding import Sampling
+from proxy_jax.students.lumina_mgpt import generate
+from proxy_jax.students.lumina_tokens import Vocabulary
 
 ROWS, COMPUTE = 4, Compute(remat="none")
 TEXT = dict(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=12)
@@ -33,6 +36,8 @@ UNET = dict(block_out_channels=(32, 64), down_block_types=("DownBlock2D", "Cross
 UNET |= dict(up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=(1, 2), attention_head_dim=(2, 4))
 UNET |= dict(cross_attention_dim=32, use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8)
 UNET |= dict(projection_class_embeddings_input_dim=80)
+
+LUMINA = ChameleonConfig(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, qk_norm_rows=4)
 
 
 def draws(*shape: int) -> np.ndarray:
@@ -78,12 +83,19 @@ def chameleon(model, ids, mask):
     return model.logits(model.hidden_states(model.embed(ids), mask))
 
 
+def lumina(model, ids, mask):
+    """The logits of each step of decoding a picture with guidance: its tokens and the cache on the way."""
+    vocabulary = Vocabulary(begin_text=0, end_turn=1, begin_image=2, end_image=3, new_line=4, sizes=(5, 6, 7), image=tuple(range(8, 40)))
+    options = dict(vocabulary=vocabulary, grid=(2, 2), sampling=Sampling(guidance_scale=3.0, top_k=0, temperature=0), collect_logits=True)
+    _, logits = generate(model, {"prompt": ids, "prompt_mask": mask}, jax.random.key(0), jnp.arange(len(ids)), **options)
+    return jnp.where(jnp.isfinite(logits), logits, 0)
+
+
 def cases() -> dict:
     """name -> (make model, function of model and inputs, inputs)."""
     t5 = T5Config(vocab_size=50, d_model=32, d_kv=8, num_heads=4, d_ff=64, num_layers=2, feed_forward_proj="gated-gelu")
     vit = ViTConfig(**VISION, hidden_act="gelu", qkv_bias=True, layer_norm_eps=1e-12)
     clip = CLIPConfig(projection_dim=16, text_config=TEXT | dict(hidden_act="gelu"), vision_config=VISION | dict(hidden_act="gelu"))
-    lumina = ChameleonConfig(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, qk_norm_rows=4)
     lumina_inputs = (ids(9, 64), np.arange(6) >= np.asarray([0, 2, 5, 6])[:, None])  # the last row has no prompt at all
     vae = AutoencoderKLConfig(block_out_channels=(16, 32), latent_channels=4, layers_per_block=1, norm_num_groups=8)
     vq = VQConfig(ch=32, ch_mult=(1, 2), z_channels=32, codebook_size=64, codebook_embed_dim=8, num_res_blocks=1)
@@ -100,13 +112,14 @@ def cases() -> dict:
         "flux": (flux_model, flux, sd3_inputs),
         "unet": (sdxl, unet, unet_inputs),
         "llamagen": (gpt, llamagen, gpt_inputs),
-        "chameleon": (lambda: Chameleon(lumina, compute=COMPUTE, rngs=rngs()), chameleon, lumina_inputs),
+        "chameleon": (lambda: Chameleon(LUMINA, compute=COMPUTE, rngs=rngs()), chameleon, lumina_inputs),
         "t5": (lambda: T5Encoder(t5, compute=COMPUTE, rngs=rngs()), lambda model, tokens: model(tokens), (ids(9, 50),)),
         "vit": (lambda: ViT(vit, compute=COMPUTE, rngs=rngs()), lambda model, pixels: model(pixels), (image,)),
         "clip": (lambda: CLIP(clip, compute=COMPUTE, rngs=rngs()), lambda m, p, t: (m.image_features(p), m.text_features(t)), (image, ids(12, 50))),
         "vae": (lambda: AutoencoderKL(vae, compute=COMPUTE, rngs=rngs()), lambda m, x: (m.moments(x), m.decode(m.moments(x)[0])), (image,)),
         "vq": (lambda: VQModel(vq, compute=COMPUTE, rngs=rngs()), lambda m, x: (m.latents(x), m.decode(m.encode(x))), (image,)),
-        "chameleon_gradient": (lambda: Chameleon(lumina, compute=COMPUTE, rngs=rngs()), gradient(chameleon), lumina_inputs),
+        "lumina_decoding": (lambda: Chameleon(LUMINA, compute=COMPUTE, rngs=rngs()), lumina, (ids(6, 64), lumina_inputs[1])),
+        "chameleon_gradient": (lambda: Chameleon(LUMINA, compute=COMPUTE, rngs=rngs()), gradient(chameleon), lumina_inputs),
         "llamagen_gradient": (gpt, gradient(llamagen), gpt_inputs),
         "flux_gradient": (flux_model, gradient(flux), sd3_inputs),
         "unet_gradient": (sdxl, gradient(unet), unet_inputs),

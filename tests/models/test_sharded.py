@@ -24,7 +24,7 @@ def errors() -> dict[str, float]:
     return json.loads(out.stdout.strip().splitlines()[-1])
 
 
-NAMES = ["sd3", "sd35", "flux", "unet", "llamagen", "chameleon", "t5", "vit", "clip", "vae", "vq"]
+NAMES = ["sd3", "sd35", "flux", "unet", "llamagen", "chameleon", "lumina_decoding", "t5", "vit", "clip", "vae", "vq"]
 NAMES += ["unet_gradient", "llamagen_gradient", "chameleon_gradient", "sd3_gradient", "flux_gradient"]
 
 
