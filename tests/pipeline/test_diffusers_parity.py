@@ -388,12 +388,12 @@ def test_training_loss_and_gradient(pipe, learner, model, batch, family, monkeyp
 
 @pytest.fixture(scope="module")
 def adapted(config, learner):
-    """Our model with the config's adapters, made to do something."""
+    """Our model with the config's adapters, made to do something (much larger ones make ten guided steps chaotic: roundings show)."""
     model = learner.load_model(lambda name: jnp.float32)
     lora.attach(model, config.subject_tuning.lora.pattern, RANK, ALPHA, jax.random.key(1))
     rng = np.random.default_rng(2)
     values = {name: value for name, value in parameters.arrays(model, lora.is_lora).items() if name.endswith(".b")}
-    return parameters.with_arrays(model, {name: jnp.asarray(0.3 * rng.standard_normal(b.shape), jnp.float32) for name, b in values.items()})
+    return parameters.with_arrays(model, {name: jnp.asarray(0.1 * rng.standard_normal(b.shape), jnp.float32) for name, b in values.items()})
 
 
 @pytest.fixture(scope="module")

@@ -150,6 +150,8 @@ def test_a_finished_run_is_kept_when_it_is_run_anew(pipeline, caplog):
 def test_only_dotted_names_are_without_effect():
     names = set(contract.WITHOUT_EFFECT)
     config = base.get_config()
+    with config.unlocked():
+        config.pretraining = base.pretraining()  # only in the configs that pre-train
     assert names <= set(main.field_names(config)), "a field that is not there"
     kept = contract.fields(config, "subject_tuning", "proxy_generation")
     assert "batch_size" in kept["subject_tuning"]["training"] and "batch_size" not in kept["proxy_generation"]
