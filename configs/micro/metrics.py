@@ -2,7 +2,7 @@
 
     python -m proxy_jax.main --config configs/micro/metrics.py --workdir runs/micro/metrics
 
-Hardware: 2 CPU cores, about 20 minutes. Expected result: on held-out subjects DINO finds the right one of 30 at least 95 % of the time across
+Hardware: 2 CPU cores, about an hour. Expected result: on held-out subjects DINO finds the right one of 30 at least 95 % of the time across
 contexts, CLIP the right caption of 25 at least 90 %.
 """
 

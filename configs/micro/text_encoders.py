@@ -2,7 +2,7 @@
 
     python -m proxy_jax.main --config configs/micro/text_encoders.py --workdir runs/micro/text_encoders
 
-Hardware: 2 CPU cores, about 5 minutes.
+Hardware: 2 CPU cores, about 10 minutes.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
     python -m proxy_jax.main --config configs/micro/vq.py --workdir runs/micro/vq
 
-Hardware: 2 CPU cores, about 30 minutes. Expected result: at least 24 dB on held-out subjects.
+Hardware: 2 CPU cores, about an hour. Expected result: at least 24 dB on held-out subjects.
 """
 
 from ml_collections import ConfigDict
