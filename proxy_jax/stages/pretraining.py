@@ -330,7 +330,7 @@ def supervisor(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 def student(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """LlamaGen's decoder, student/gpt.safetensors with its sizes, on the tokenizer and the text encoder of `student`."""
     fields, base = config.pretraining, workdir / NAME / "base"
-    random_weights.decoder(base, fields.model.to_dict(), config.seed)
+    random_weights.decoder(fields.model.to_dict(), base, config.seed)
     if fields.parts.start:
         shutil.copy(learners.locate(workdir)(fields.parts.start), base / "gpt.safetensors")
     config = ConfigDict(config.to_dict())

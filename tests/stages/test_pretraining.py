@@ -24,12 +24,13 @@ pytestmark = pytest.mark.slow
 SIZE, LENGTH = 24, 16
 SMALL_VIT = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=SIZE, patch_size=8)
 SMALL_CLIP = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, projection_dim=16)
+SMALL_TEXT = SMALL_CLIP | dict(hidden_size=16, intermediate_size=32)  # both side by side are as wide as T5
 # recipe -> changes to the sizes in its config, and steps
 SMALL = {
     "kl": (dict(block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2), 40),
     "vq": (dict(ch_mult=(1, 1), z_channels=32, codebook_size=64), 40),
     "text_encoders": (
-        dict(text_encoder=SMALL_CLIP, text_encoder_2=SMALL_CLIP, vision=SMALL_VIT)
+        dict(text_encoder=SMALL_TEXT, text_encoder_2=SMALL_TEXT, vision=SMALL_VIT)
         | dict(text_encoder_3=dict(d_model=32, d_ff=64, num_layers=1, d_kv=8)),
         60,
     ),
