@@ -413,6 +413,8 @@ class RegionSummary:
 
 @dataclasses.dataclass(frozen=True)
 class TokenSummary:
+    """The accounts of all subjects' tokens together, inside and outside of the subject's area."""
+
     inside: RegionSummary
     outside: RegionSummary
 

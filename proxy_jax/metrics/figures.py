@@ -40,10 +40,12 @@ class Mean:
 
     @property
     def low(self) -> float:
+        """The interval's lower end."""
         return self.mean - self.half
 
     @property
     def high(self) -> float:
+        """The interval's upper end."""
         return self.mean + self.half
 
 

@@ -44,6 +44,7 @@ class ChameleonConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width of a head."""
         return self.hidden_size // self.num_attention_heads
 
 

@@ -45,6 +45,7 @@ class LlamaGenConfig:
 
     @property
     def head_dim(self) -> int:
+        """Width of a head."""
         return self.dim // self.n_head
 
 

@@ -41,6 +41,7 @@ class ViTConfig:
 
     @property
     def mlp_width(self) -> int:
+        """Width of the MLPs' middle."""
         return self.hidden_size * self.mlp_ratio if self.intermediate_size is None else self.intermediate_size
 
     @property

@@ -155,17 +155,21 @@ class Judge:
 
     @functools.cached_property
     def text(self) -> np.ndarray:
+        """CLIP's embeddings of `plain`, [prompts, d]."""
         return self.encoders.clip_text(self.plain)
 
     @functools.cached_property
     def photos(self) -> list[np.ndarray]:
+        """The subject's photos, [h, w, 3] uint8 each."""
         return [np.asarray(photo.image) for photo in self.subject.photos]
 
     @functools.cached_property
     def real(self) -> scores.Embeddings:
+        """The photos' embeddings."""
         return self.embed(self.photos)
 
     def embed(self, pictures: Sequence[np.ndarray]) -> scores.Embeddings:
+        """Both encoders' embeddings of pictures [h, w, 3] uint8."""
         return scores.Embeddings(self.encoders.dino(pictures), self.encoders.clip_image(pictures))
 
     def score(self, pictures: Sequence[np.ndarray]) -> scores.Scores:

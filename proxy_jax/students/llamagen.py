@@ -142,6 +142,7 @@ class LlamaGenStudent:
 
     @property
     def table(self) -> Table:
+        """The decoder's name table."""
         return weights.table(self.config)
 
     def encoders(self) -> dict[str, Any]:

@@ -151,6 +151,7 @@ class LuminaMGPTStudent:
 
     @property
     def table(self) -> Table:
+        """The decoder's name table."""
         return chameleon.table(self.config)
 
     def encoders(self) -> dict[str, Any]:
@@ -166,6 +167,7 @@ class LuminaMGPTStudent:
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
+        """The ids of what a sequence is made of."""
         return Vocabulary.of(self.text.get_vocab())
 
     def text_ids(self, text: str) -> list[int]:

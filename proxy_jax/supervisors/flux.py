@@ -107,6 +107,7 @@ class FluxSupervisor(LatentSupervisor):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of a picture's latents, before they are packed."""
         side = self.resolution // self.vae_config.downsample
         return side, side, self.config.latent_channels
 

@@ -100,6 +100,7 @@ class LatentSupervisor(abc.ABC):
 
     @property
     def table(self) -> Table:
+        """The denoiser's name table."""
         return self.names(self.config)
 
     def crop_columns(self, crops: np.ndarray) -> dict[str, np.ndarray]:
@@ -107,6 +108,7 @@ class LatentSupervisor(abc.ABC):
         return {}
 
     def in_compute_dtype(self, name: str) -> Any:
+        """The dtype of every variable of a frozen encoder: the run's compute dtype."""
         return self.compute.dtype
 
     def tokenize(self, tokenizer: str, prompts: Sequence[str], length: int) -> np.ndarray:

@@ -106,6 +106,7 @@ class SD3Supervisor(LatentSupervisor):
     def sample(
         self, model: SD3Transformer, text: Text, unconditional: Text, seed: jax.Array, indices: jax.Array, options: Mapping[str, Any]
     ) -> jax.Array:
+        """Scaled latents by flow-matching Euler steps; options: steps, guidance_scale."""
         return sample_latents(model, text, unconditional, seed, indices, shape=self.latent_shape, shift=self.shift, **options)
 
 

@@ -119,6 +119,7 @@ class SDXLSupervisor(LatentSupervisor):
         return diffusion.diffusion_loss(prediction, x, unit, a, prediction_type=self.schedule.prediction_type, snr_gamma=self.snr_gamma)
 
     def sample(self, model: UNet, text: Text, unconditional: Text, seed: jax.Array, indices: jax.Array, options: Mapping[str, Any]) -> jax.Array:
+        """Scaled latents by the chosen sampler, told of an uncropped picture; options: steps, guidance_scale."""
         if self.zeros_for_empty_prompt:
             unconditional = jax.tree.map(jnp.zeros_like, unconditional)
         side = self.resolution

@@ -56,6 +56,7 @@ def describers() -> dict[str, Describe]:
 
 
 def is_case(folder: Path) -> bool:
+    """Whether a folder holds a golden case."""
     return (folder / "config.json").is_file() and (folder / "io.npz").is_file()
 
 

@@ -50,7 +50,9 @@ class RegionTensors:
         self.regions = dict(regions)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor by its name."""
         return {name: region.shape for name, region in self.regions.items()}
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A slice of one tensor."""
         return self.regions[name].read(index)

@@ -101,6 +101,7 @@ class Table:
     renames: tuple[tuple[str, str], ...] = ()
 
     def by_ours(self) -> dict[str, Entry]:
+        """The entries by the name of our variable."""
         return {entry.ours: entry for entry in self.entries}
 
 

@@ -42,6 +42,7 @@ def sheet(cells: Sequence[tuple[np.ndarray, str]], columns: int) -> Image.Image:
 
 
 def pretraining_cells(seed: int, count: int, size: int) -> list[tuple[np.ndarray, str]]:
+    """The first `count` pictures that pre-training sees from a seed, with their captions."""
     scenes = itertools.chain.from_iterable(render.draw_chunk(seed, number) for number in itertools.count())
     return [(render.render(scene, size), scene.caption) for scene in itertools.islice(scenes, count)]
 
@@ -90,6 +91,7 @@ _positive.__name__ = "positive number"  # what argparse calls a wrong value
 
 
 def main() -> None:
+    """The command line: see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m proxy_jax.data.microworld", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sheet", metavar="FILE", type=Path, help="write a contact sheet")
     parser.add_argument("--subjects", action="store_true", help="of the held-out subjects")

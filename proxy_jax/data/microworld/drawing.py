@@ -35,10 +35,12 @@ def mix(a: Colour, b: Colour, share: float) -> Colour:
 
 
 def lighter(colour: Colour, share: float = 0.35) -> Colour:
+    """The colour with a share of white."""
     return mix(colour, (1.0, 1.0, 1.0), share)
 
 
 def darker(colour: Colour, share: float = 0.35) -> Colour:
+    """The colour with a share of near black."""
     return mix(colour, (0.0, 0.0, 0.05), share)
 
 
@@ -54,6 +56,7 @@ def paint(colour: Colour, alpha: float = 1.0, stroke: float | None = None) -> sk
 
 
 def ellipse(x: float, y: float, rx: float, ry: float | None = None) -> skia.Path:
+    """An ellipse around (x, y), a circle without `ry`."""
     ry = rx if ry is None else ry
     path = skia.Path()
     path.addOval(skia.Rect.MakeLTRB(x - rx, y - ry, x + rx, y + ry))
@@ -61,18 +64,21 @@ def ellipse(x: float, y: float, rx: float, ry: float | None = None) -> skia.Path
 
 
 def rounded(left: float, top: float, right: float, bottom: float, radius: float = 0.1) -> skia.Path:
+    """A box with rounded corners."""
     path = skia.Path()
     path.addRoundRect(skia.Rect.MakeLTRB(left, top, right, bottom), radius, radius)
     return path
 
 
 def polygon(points: Sequence[Point]) -> skia.Path:
+    """A closed polygon."""
     path = skia.Path()
     path.addPoly([skia.Point(*point) for point in points], True)
     return path
 
 
 def boxes(places: Sequence[Box]) -> skia.Path:
+    """Boxes (left, top, right, bottom) as one path."""
     path = skia.Path()
     for place in places:
         path.addRect(skia.Rect.MakeLTRB(*place))
@@ -130,6 +136,7 @@ def line(canvas: skia.Canvas, points: Sequence[Point], colour: Colour, width: fl
 
 
 def curve(canvas: skia.Canvas, start: Point, control: Point, end: Point, colour: Colour, width: float) -> None:
+    """A round-ended line from start to end, bent towards `control`."""
     path = skia.Path()
     path.moveTo(*start)
     path.quadTo(*control, *end)

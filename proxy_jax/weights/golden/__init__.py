@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -23,15 +24,18 @@ class Case:
 
     @property
     def config(self) -> dict:
+        """The case's config.json."""
         return json.loads((self.folder / "config.json").read_text())
 
     @property
     def io(self) -> dict[str, np.ndarray]:
+        """The case's inputs and expected outputs."""
         with np.load(self.folder / "io.npz") as arrays:
             return dict(arrays)
 
     @property
     def weights(self) -> Path:
+        """The file of the tensors."""
         return self.folder / "weights.safetensors"
 
 
@@ -56,7 +60,18 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
+        """Whether the error is within the tolerance."""
         return self.error <= self.tolerance
+
+
+def nhwc(images: np.ndarray) -> np.ndarray:
+    """The official order of axes, channels second, as ours: channels last."""
+    return np.moveaxis(images, 1, -1)
+
+
+def nchw(images: jax.Array) -> np.ndarray:
+    """The inverse of `nhwc`, on the host."""
+    return np.moveaxis(np.asarray(images), -1, 1)
 
 
 Run = Callable[[Case], list[Comparison]]

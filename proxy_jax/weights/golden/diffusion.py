@@ -11,7 +11,7 @@ from proxy_jax.models.mmdit import SD3Config, SD3Transformer
 from proxy_jax.models.unet import UNet, UNetConfig
 from proxy_jax.models.vqgan import VQConfig, VQModel
 from proxy_jax.weights import autoencoder_kl, flux, mmdit, unet, vqgan
-from proxy_jax.weights.golden import Case, Comparison, Describe, Run
+from proxy_jax.weights.golden import Case, Comparison, Describe, Run, nchw, nhwc
 from proxy_jax.weights.hub import config_from
 from proxy_jax.weights.table import load
 from proxy_jax.weights.tensors import open_tensors
@@ -20,14 +20,6 @@ TRANSFORMER_TOLERANCE = 5e-5
 UNET_TOLERANCE = 1e-4
 LATENT_TOLERANCE = 2e-5
 PIXEL_TOLERANCE = 1e-4
-
-
-def nhwc(x: np.ndarray) -> np.ndarray:
-    return np.moveaxis(x, 1, -1)
-
-
-def nchw(x: jax.Array) -> np.ndarray:
-    return np.moveaxis(np.asarray(x), -1, 1)
 
 
 def sd3_transformer(case: Case) -> list[Comparison]:

@@ -11,7 +11,7 @@ from proxy_jax.models.clip import CLIP, CLIPConfig, CLIPText, CLIPTextConfig
 from proxy_jax.models.t5 import T5Config, T5Encoder
 from proxy_jax.models.vit import ViT, ViTConfig
 from proxy_jax.weights import clip, t5, vit
-from proxy_jax.weights.golden import Case, Comparison, Describe, Run
+from proxy_jax.weights.golden import Case, Comparison, Describe, Run, nhwc
 from proxy_jax.weights.hub import config_from
 from proxy_jax.weights.table import Table, load
 from proxy_jax.weights.tensors import open_tensors
@@ -21,10 +21,6 @@ T5_TOLERANCE = 3e-5
 LOGITS_TOLERANCE = 1e-4
 INTERPOLATED_TOLERANCE = 5e-5
 BIAS_ROW_STEP = 37  # the T5 case keeps every 37th query row of the first head's bias
-
-
-def nhwc(pixels: np.ndarray) -> np.ndarray:
-    return np.moveaxis(pixels, 1, -1)
 
 
 def _load(case: Case, model_class: type[nnx.Module], config, table: Table, **options) -> nnx.Module:
@@ -117,21 +113,25 @@ KINDS: dict[str, Run] = {
 
 
 def describe_clip_text(values: dict, *, projection: bool):
+    """The CLIP text tower of a full-size listing."""
     config = config_from(CLIPTextConfig, values)
     return lambda: CLIPText(config, projection=projection, rngs=nnx.Rngs(0)), clip.text_table(config, projection=projection)
 
 
 def describe_clip(values: dict):
+    """The CLIP of a full-size listing."""
     config = config_from(CLIPConfig, values)
     return lambda: CLIP(config, rngs=nnx.Rngs(0)), clip.table(config)
 
 
 def describe_t5(values: dict):
+    """The T5 encoder of a full-size listing."""
     config = config_from(T5Config, values)
     return lambda: T5Encoder(config, rngs=nnx.Rngs(0)), t5.table(config)
 
 
 def describe_vit(values: dict):
+    """The ViT or DINOv2 of a full-size listing."""
     config = config_from(ViTConfig, values)
     return lambda: ViT(config, rngs=nnx.Rngs(0)), vit.table(config)
 
