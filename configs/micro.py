@@ -3,8 +3,9 @@
     python -m proxy_jax.main --config configs/micro.py --workdir runs/micro/dog6
     python -m proxy_jax.main --config configs/micro.py:teapot --workdir runs/micro/teapot
 
-Hardware: 2 CPU cores, at most 8 minutes. Expected result: evaluation/report.html, on which the student has learned the subject and still
-follows the prompts. The argument is a subject's name (proxy_jax/data/prompts.py lists them).
+Hardware: 2 CPU cores; meant to take at most 8 minutes. Not yet: it needs the micro supervisor, student and probe, which are still to be
+trained (configs/micro/common.py). Then the report, evaluation/report.html, shows that the student has learned the subject and still follows
+the prompts. The argument is a subject's name (proxy_jax/data/prompts.py lists them).
 """
 
 from ml_collections import ConfigDict

@@ -147,6 +147,13 @@ def padded(rows: int) -> int:
     return -(-rows // multiple) * multiple
 
 
+def row_batches(rows: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """The numbers of `rows` rows in batches of one length, `padded(size)`, each with how many of it count: the last row fills up the last batch."""
+    size = padded(size)
+    for begin in range(0, rows, size):
+        yield np.minimum(np.arange(begin, begin + size), rows - 1), min(size, rows - begin)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

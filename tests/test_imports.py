@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "metrics": BELOW_LEARNERS,
     "supervisors": BELOW_LEARNERS,
     "students": BELOW_LEARNERS,
-    "pretraining": {"metrics", "training", "data"} | BELOW_LEARNERS,
+    "pretraining": {"supervisors", "students", "metrics", "training", "data"} | BELOW_LEARNERS,
     "stages": {"pretraining", "supervisors", "students", "metrics", "training", "data"} | BELOW_LEARNERS,
     "main": {"stages", "pretraining", "supervisors", "students", "metrics", "training", "data"} | BELOW_LEARNERS,
 }

@@ -2,7 +2,7 @@
 
     python -m proxy_jax.main --config configs/micro/student.py --workdir runs/micro/student
 
-Hardware: 2 CPU cores, about 150 minutes.
+Hardware: 2 CPU cores; two and a half hours by estimate, not trained to the end yet.
 """
 
 from ml_collections import ConfigDict

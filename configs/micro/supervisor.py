@@ -2,7 +2,7 @@
 
     python -m proxy_jax.main --config configs/micro/supervisor.py --workdir runs/micro/supervisor
 
-Hardware: 2 CPU cores, about 80 minutes.
+Hardware: 2 CPU cores; an hour and a half by estimate, not trained to the end yet.
 """
 
 from ml_collections import ConfigDict

@@ -83,7 +83,7 @@ class Probes:
     """A trained probe, ready to read pictures."""
 
     def __init__(self, model: Probe, batch_size: int = 64):
-        self.model, self.attributes, self.batch_size = model, model.config.attributes(), sharding.padded(batch_size)
+        self.model, self.attributes, self.batch_size = model, model.config.attributes(), batch_size
 
     @classmethod
     def load(cls, folder: Path) -> "Probes":
@@ -95,10 +95,8 @@ class Probes:
     def probabilities(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
         """Attribute -> probabilities [n, values] of pictures [n, image_size, image_size, 3] uint8."""
         parts = []
-        for begin in range(0, len(pictures), self.batch_size):
-            rows = np.minimum(np.arange(begin, begin + self.batch_size), len(pictures) - 1)
-            logits = sharding.to_host(_logits(self.model, sharding.put_batch(pictures[rows], sharding.current())))
-            parts.append(logits[: len(pictures) - begin])
+        for rows, kept in sharding.row_batches(len(pictures), self.batch_size):
+            parts.append(sharding.to_host(_logits(self.model, sharding.put_batch(pictures[rows], sharding.current())))[:kept])
         logits = np.concatenate(parts)
         return {name: np.asarray(jax.nn.softmax(logits[:, list(values.values())], axis=-1)) for name, values in self.attributes.items()}
 

@@ -16,12 +16,15 @@ from proxy_jax.data import loader
 from proxy_jax.models import parameters
 from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from proxy_jax.models.vqgan import VQConfig, VQModel
+from proxy_jax.students import vq
+from proxy_jax.supervisors import latent
 from proxy_jax.training import lora
 from proxy_jax.training.loop import fit
 
 KL_WEIGHT = 1e-4
 CENTRE_WEIGHT, CENTRE_RADIUS = 3.0, 0.42
 CODEBOOK_PICTURES, KMEANS_ROUNDS = 2048, 12
+BATCH_SIZE = 64  # of encoding and decoding
 
 
 def to_pixels(pictures: jax.Array) -> jax.Array:
@@ -95,7 +98,7 @@ def train_kl(config: AutoencoderKLConfig, pictures: np.ndarray, stage: ConfigDic
     model = begun_as(parameters.random(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0)), seed), start)
     batches = _batches(pictures, stage.training, seed)
     model = fit(model, kl_loss, batches, config=stage.training, trainable=lora.is_parameter, directory=folder, seed=seed)
-    latents = _in_batches(lambda rows: _moments(model, rows), pictures[:CODEBOOK_PICTURES])
+    latents = _in_batches(lambda rows: latent.encode(model, rows)[0], pictures[:CODEBOOK_PICTURES])
     shift, scale = float(latents.mean()), float(1.0 / latents.std())
     return model, dataclasses.replace(config, shift_factor=round(shift, 4), scaling_factor=round(scale, 4))
 
@@ -121,47 +124,22 @@ def _project(model: VQModel, pictures: jax.Array) -> jax.Array:
         return model.codebook.project(model.latents(to_pixels(pictures)))
 
 
-@parameters.jit
-def _moments(model: AutoencoderKL, pictures: jax.Array) -> jax.Array:
-    with jax.default_matmul_precision("highest"):
-        return model.moments(to_pixels(pictures))[0]
-
-
-@parameters.jit
-def _through_vq(model: VQModel, pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
-    with jax.default_matmul_precision("highest"):
-        indices = model.encode(to_pixels(pictures))
-        return model.decode(indices), indices
-
-
-@parameters.jit
-def _through_kl(model: AutoencoderKL, pictures: jax.Array) -> jax.Array:
-    with jax.default_matmul_precision("highest"):
-        return model.decode(model.moments(to_pixels(pictures))[0])
-
-
-def _in_batches(run: Callable[[jax.Array], jax.Array], pictures: np.ndarray, size: int = 64) -> np.ndarray:
+def _in_batches(run: Callable[[jax.Array], jax.Array], pictures: np.ndarray) -> np.ndarray:
     """run() of batches of one shape, the rows put together on the host."""
-    size, parts = sharding.padded(size), []
-    for begin in range(0, len(pictures), size):
-        rows = np.minimum(np.arange(begin, begin + size), len(pictures) - 1)
-        parts.append(sharding.to_host(run(sharding.put_batch(pictures[rows], sharding.current())))[: len(pictures) - begin])
+    parts, mesh = [], sharding.current()
+    for rows, kept in sharding.row_batches(len(pictures), BATCH_SIZE):
+        parts.append(sharding.to_host(run(sharding.put_batch(pictures[rows], mesh)))[:kept])
     return np.concatenate(parts)
 
 
 def through_vq(model: VQModel, pictures: np.ndarray) -> np.ndarray:
     """Pictures [n, size, size, 3] uint8 encoded to codes and decoded, uint8."""
-    return to_uint8(_in_batches(lambda rows: _through_vq(model, rows)[0], pictures))
+    return _in_batches(lambda rows: vq.decode(model, vq.encode(model, rows)), pictures)
 
 
 def through_kl(model: AutoencoderKL, pictures: np.ndarray) -> np.ndarray:
     """Pictures [n, size, size, 3] uint8 encoded to latents' means and decoded, uint8."""
-    return to_uint8(_in_batches(lambda rows: _through_kl(model, rows), pictures))
-
-
-def to_uint8(pixels: np.ndarray) -> np.ndarray:
-    """Pixels in [-1, 1], clipped to it, as uint8."""
-    return np.rint((np.clip(pixels, -1, 1) + 1) * 127.5).astype(np.uint8)
+    return _in_batches(lambda rows: latent.decode(model, model.scale(latent.encode(model, rows)[0])), pictures)
 
 
 def _latents(model: VQModel, pictures: np.ndarray) -> np.ndarray:
@@ -190,20 +168,17 @@ def sphere_centres(points: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Peak signal to noise ratio in dB of each of two rows of images in [-1, 1], [n, h, w, 3] -> [n]."""
-    squared = np.square(np.clip(a, -1, 1) - b).mean((1, 2, 3))
-    return 10 * np.log10(4 / np.maximum(squared, 1e-10))
+    """Peak signal to noise ratio in dB of each of two rows of pictures, [n, h, w, 3] uint8 -> [n]."""
+    squared = np.square(a.astype(np.float64) - b).mean((1, 2, 3))
+    return 10 * np.log10(255**2 / np.maximum(squared, 1e-6))
 
 
 def vq_scores(model: VQModel, pictures: np.ndarray) -> dict[str, float]:
     """Reconstruction PSNR in dB (the mean over pictures) and the share of codes in use on pictures [n, size, size, 3] uint8."""
-    targets = np.asarray(pictures, np.float32) / 127.5 - 1
-    drawn = _in_batches(lambda rows: _through_vq(model, rows)[0], pictures)
-    indices = _in_batches(lambda rows: _through_vq(model, rows)[1], pictures)
-    return {"psnr": float(psnr(drawn, targets).mean()), "codes_in_use": len(np.unique(indices)) / model.config.codebook_size}
+    codes = _in_batches(lambda rows: vq.encode(model, rows), pictures)
+    return {"psnr": float(psnr(through_vq(model, pictures), pictures).mean()), "codes_in_use": len(np.unique(codes)) / model.config.codebook_size}
 
 
 def kl_scores(model: AutoencoderKL, pictures: np.ndarray) -> dict[str, float]:
     """Reconstruction PSNR in dB, the mean over pictures [n, size, size, 3] uint8."""
-    targets = np.asarray(pictures, np.float32) / 127.5 - 1
-    return {"psnr": float(psnr(_in_batches(lambda rows: _through_kl(model, rows), pictures), targets).mean())}
+    return {"psnr": float(psnr(through_kl(model, pictures), pictures).mean())}

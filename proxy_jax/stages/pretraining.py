@@ -4,7 +4,6 @@ python -m proxy_jax.main --config configs/micro/vq.py --workdir runs/micro/vq
 """
 
 import dataclasses
-import importlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +32,7 @@ from proxy_jax.models.t5 import T5Config
 from proxy_jax.models.vit import ViT, ViTConfig
 from proxy_jax.models.vqgan import VQConfig, VQModel
 from proxy_jax.pretraining import autoencoders, card, contrast, probing
-from proxy_jax.stages import contract, files, learners, random_weights
+from proxy_jax.stages import contract, files, learners, microworld, random_weights
 from proxy_jax.stages.drawing import draw_images
 from proxy_jax.stages.tuning import Learner, tune
 from proxy_jax.training import lora
@@ -92,16 +91,18 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def _drawn() -> ModuleType:
-    """proxy_jax.data.microworld.dataset. Raises StageError if skia, which draws it, is not installed: only this stage needs it."""
-    try:
-        return importlib.import_module("proxy_jax.data.microworld.dataset")
-    except ImportError as error:
-        raise contract.StageError(f'the micro-world is drawn with skia ({error}); pip install "skia-python>=138"') from error
+    """proxy_jax.data.microworld.dataset. Raises StageError if it cannot draw."""
+    return microworld.module("dataset")
+
+
+def _pictures_cache(config: ConfigDict) -> Path:
+    """pretraining.pictures_cache; a relative one lies where the command is run, as a workdir does."""
+    return Path(config.pretraining.pictures_cache).expanduser()
 
 
 def _world(config: ConfigDict) -> Any:
     fields = config.pretraining
-    return _drawn().world(config.seed, fields.pictures, fields.resolution, Path(fields.pictures_cache).expanduser())
+    return _drawn().world(config.seed, fields.pictures, fields.resolution, _pictures_cache(config))
 
 
 def vq(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -185,7 +186,7 @@ def metrics(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     fields, folder = config.pretraining, workdir / NAME
     sizes, weights = fields.model.to_dict(), folder / "weights" / "metrics"
     dino_config, clip_config = hub.config_from(ViTConfig, sizes["dino"]), hub.config_from(CLIPConfig, sizes["clip"])
-    views = _drawn().instances(config.seed, fields.pictures // 2, 2, fields.resolution, Path(fields.pictures_cache).expanduser())
+    views = _drawn().instances(config.seed, fields.pictures // 2, 2, fields.resolution, _pictures_cache(config))
     views = _as_scored(views, encoders.dreambench(dino_config.image_size))
     dino = _fit(lambda: ViT(dino_config, rngs=nnx.Rngs(0)), contrast.instance_loss, {"views": views}, config, folder / "dino")
     content = sizes["dino"] | {"architectures": ["ViTModel"], "model_type": "vit"}
@@ -267,7 +268,7 @@ def _generator(config: ConfigDict, workdir: Path, make: Callable[[ConfigDict, Pa
     captions = [vocabulary.with_rare_word(caption, rng) if rng.random() < RARE_WORD_SHARE else caption for caption in world.captions]
     captions = ["" if rng.random() < empty_captions else caption for caption in captions]
     stage = ConfigDict(dict(mode="full", training=fields.training.to_dict(), prior=dict(weight=0.0)))
-    cache_folder = learners.path(fields.pictures_cache, workdir)
+    cache_folder = _pictures_cache(config)
     tune(learner, world.pictures, captions, stage=stage, batch_size=64, seed=config.seed, folder=folder / "tuned", cache=cache_folder)
     for file in (folder / "tuned" / "weights").rglob("*.safetensors"):
         halve(file)

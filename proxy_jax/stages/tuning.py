@@ -100,11 +100,9 @@ def encode_images(learner: Learner, pictures: np.ndarray, batch_size: int, cache
     """The learner's picture columns for `pictures` [n, size, size, 3] uint8, computed once, in batches of one shape."""
 
     def compute() -> dict[str, np.ndarray]:
-        size = sharding.padded(batch_size)
         parts = []
-        for start in range(0, len(pictures), size):
-            rows = np.minimum(np.arange(start, start + size), len(pictures) - 1)
-            parts.append({name: values[: len(pictures) - start] for name, values in learner.encode_images(pictures[rows]).items()})
+        for rows, kept in sharding.row_batches(len(pictures), batch_size):
+            parts.append({name: values[:kept] for name, values in learner.encode_images(pictures[rows]).items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     key = {"pictures": hashlib.sha256(pictures.tobytes()).hexdigest(), "shape": pictures.shape, "encoders": encoders_key(learner)}

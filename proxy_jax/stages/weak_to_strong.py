@@ -10,7 +10,6 @@ seen in renderings of the truth that went through the one codec or the other: er
 """
 
 import dataclasses
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from proxy_jax.metrics import account
 from proxy_jax.metrics.probes import Probes
 from proxy_jax.metrics.scores import METRICS, PROBED
 from proxy_jax.pretraining import autoencoders
-from proxy_jax.stages import evaluation, files, learners, training_set
+from proxy_jax.stages import evaluation, files, learners, microworld, training_set
 from proxy_jax.stages.contract import StageError
 from proxy_jax.stages.drawing import draw_images
 from proxy_jax.stages.tuning import CROPS, Learner, encode_images
@@ -42,13 +41,8 @@ Codec = Callable[[np.ndarray], np.ndarray]  # pictures [n, size, size, 3] uint8,
 
 
 def renderer() -> tuple[ModuleType, ModuleType]:
-    """The modules matching and render of proxy_jax.data.microworld. Raises StageError if skia, which draws, is not installed or not usable."""
-    try:
-        importlib.import_module("skia")
-    except ImportError as error:
-        hint = '; pip install "skia-python>=138"' if isinstance(error, ModuleNotFoundError) else ", which is installed but cannot be loaded"
-        raise StageError(f"the account of weak-to-strong draws with skia ({error}){hint}") from error
-    return tuple(importlib.import_module(f"proxy_jax.data.microworld.{name}") for name in ("matching", "render"))
+    """The modules matching and render of proxy_jax.data.microworld. Raises StageError if they cannot draw."""
+    return microworld.module("matching"), microworld.module("render")
 
 
 @dataclasses.dataclass(frozen=True)

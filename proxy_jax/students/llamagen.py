@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
@@ -18,16 +17,17 @@ from proxy_jax import sharding
 from proxy_jax.models import parameters
 from proxy_jax.models.decoder import attention_mask
 from proxy_jax.models.layers import Compute, split_keys, with_subjects
-from proxy_jax.models.llamagen import LlamaGen
+from proxy_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from proxy_jax.models.t5 import T5Config, T5Encoder
-from proxy_jax.models.vqgan import VQConfig, VQModel
+from proxy_jax.models.vqgan import VQConfig
 from proxy_jax.students import subjects, vq
 from proxy_jax.students.caption_cleaning import clean_caption
 from proxy_jax.students.decoding import Sampling, decode, guide
 from proxy_jax.students.next_token import next_token_loss
+from proxy_jax.students.token_student import TokenStudent, of_config
 from proxy_jax.weights import hub, t5, vqgan
 from proxy_jax.weights import llamagen as weights
-from proxy_jax.weights.table import Table, load, save
+from proxy_jax.weights.table import save
 from proxy_jax.weights.tensors import open_tensors
 
 
@@ -105,51 +105,29 @@ def _generate(model: LlamaGen, text: Mapping[str, jax.Array], seed: jax.Array, i
     return generate(model, caption_of(model, text), text["caption_mask"], seed, indices, grid=grid, sampling=sampling)[0]
 
 
-@dataclasses.dataclass
-class LlamaGenStudent:
-    """LlamaGen t2i as a learner (see proxy_jax/stages/tuning.py for the protocol). Parts load when first needed.
+@dataclasses.dataclass(kw_only=True)
+class LlamaGenStudent(TokenStudent):
+    """LlamaGen t2i. text_encoder: T5's folder."""
 
-    gpt, vq: their weight files; text_encoder: T5's folder; resolution: of the pictures, in pixels; class_dropout: the share of
-    training examples that see the unconditional embedding; dropout: of residual branches and embedded tokens. tokens: of the subjects
-    whose text features are learned too (Sun et al.'s two stages).
-    """
-
-    gpt: Path
-    vq: Path
     text_encoder: Path
-    resolution: int
-    class_dropout: float
-    dropout: float
-    compute: Compute
-    tokens: tuple[str, ...] = ()
 
-    crop = "llamagen"
-    lora_prefix = ""
+    model_class = LlamaGen
+    names = staticmethod(weights.table)
+    vq_names = staticmethod(vqgan.table)
 
     @functools.cached_property
-    def config(self):
-        """The decoder's LlamaGenConfig, from the file beside the weights or from their shapes."""
+    def config(self) -> LlamaGenConfig:
+        """The decoder's sizes, from the file beside the weights or from their shapes."""
         return hub.llamagen_config(open_tensors(self.gpt), self.gpt)
 
-    @property
-    def base(self) -> Path:
-        """The decoder's weight file."""
-        return self.gpt
-
-    def settings(self) -> dict[str, Any]:
-        """What else of the checkpoint decides how the decoder is tuned and drawn from: its sizes."""
-        return dataclasses.asdict(self.config)
-
-    @property
-    def table(self) -> Table:
-        """The decoder's name table."""
-        return weights.table(self.config)
+    def saved(self, folder: Path) -> Path:
+        """Where the decoder's weights lie in a folder that `save_model` wrote."""
+        return folder / "gpt.safetensors"
 
     def encoders(self) -> dict[str, Any]:
         """All that decides what the frozen encoders return: files and folders (as Path) and settings."""
         settings = {"resolution": self.resolution, "slots": self.config.cls_token_num, "dtype": jnp.dtype(self.compute.dtype).name}
-        learned = {"tokens": list(self.tokens)} if self.tokens else {}
-        return {"vq": self.vq, "text_encoder": self.text_encoder, **settings, **learned}
+        return {"vq": self.vq, "text_encoder": self.text_encoder, **settings, **self.learned()}
 
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """caption [n, slots, caption_dim] (float32, valid rows last) and caption_mask [n, slots] of cleaned prompts.
@@ -187,38 +165,14 @@ class LlamaGenStudent:
         """The tokenizer's sizes, from the file beside the weights or from their shapes."""
         return hub.vq_config(open_tensors(self.vq), self.vq)
 
-    @functools.cached_property
-    def tokenizer(self) -> VQModel:
-        """The VQ tokenizer, in float32: codes flip under rounding."""
-        config = self.vq_config
-        return load(lambda: VQModel(config, rngs=nnx.Rngs(0)), vqgan.table(config), open_tensors(self.vq), source=str(self.vq))
-
-    def load_model(self, dtype_of: Callable[[str], Any], tuned: Path | None = None) -> LlamaGen:
-        """The decoder to tune or draw from; tuned: a folder that `save_model` wrote, in place of the base weights."""
-        file = self.base if tuned is None else tuned / "gpt.safetensors"
-        model = load(
-            lambda: LlamaGen(self.config, compute=self.compute, rngs=nnx.Rngs(0)), self.table, open_tensors(file), dtype_of=dtype_of, source=str(file)
-        )
-        if tuned is not None and self.tokens:
-            subjects.load(model, self.pieces, tuned)
-        return model
-
-    def save_model(self, model: LlamaGen, folder: Path) -> None:
-        """Writes the whole decoder with the official names, and its sizes beside it.
-
-        With `tokens` also their learned features, in a file of their own: token -> [pieces, caption_dim].
-        """
-        save(model, self.table, folder / "gpt.safetensors")
+    def save_decoder(self, model: LlamaGen, folder: Path) -> None:
+        """Writes the whole decoder with the official names, and its sizes beside it."""
+        save(model, self.table, self.saved(folder))
         hub.write_json(folder / "gpt.json", dataclasses.asdict(self.config))
-        if self.tokens:
-            subjects.save(model, self.pieces, folder)
 
-    def learn_subjects(self, model: LlamaGen, text: Mapping[str, np.ndarray]) -> None:
-        """Puts features of `tokens` to learn on the model: at first T5's own for each piece, averaged over the prompts in the columns `text`.
-
-        Raises ValueError if a token stands in none of them.
-        """
-        subjects.start(model, self.pieces, text["subject_rows"], text["caption"])
+    def text_features(self, model: LlamaGen, text: Mapping[str, np.ndarray]) -> np.ndarray:
+        """T5's own."""
+        return text["caption"]
 
     def loss(self, model: LlamaGen, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
         """Mean next-token cross entropy of each picture [batch]; batch: tokens, caption, caption_mask, row_index (of the randomness)."""
@@ -262,16 +216,7 @@ def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Calla
 
     locate: from a checkpoint's name to its file or folder. tokens: the words that come to mean the subjects.
     """
-    student = LlamaGenStudent(
-        gpt=locate(fields.gpt),
-        vq=locate(fields.vq),
-        text_encoder=locate(fields.text_encoder),
-        resolution=fields.resolution,
-        class_dropout=tuning.class_dropout,
-        dropout=tuning.dropout,
-        compute=compute,
-        tokens=tuple(tokens) if tuning.mode == "two_stage" else (),
-    )
+    student = LlamaGenStudent(**of_config(fields, tuning, compute, locate, tokens), text_encoder=locate(fields.text_encoder))
     if fields.resolution % student.vq_config.downsample:
         raise hub.CheckpointError(f"student.resolution is {fields.resolution}; {student.vq} codes multiples of {student.vq_config.downsample}")
     return student

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 from tokenizers import Tokenizer
 
@@ -22,13 +21,14 @@ from proxy_jax import sharding
 from proxy_jax.models import parameters
 from proxy_jax.models.chameleon import Chameleon, ChameleonConfig
 from proxy_jax.models.layers import Compute, split_keys
-from proxy_jax.models.vqgan import VQConfig, VQModel
+from proxy_jax.models.vqgan import VQConfig
 from proxy_jax.students import subjects, vq
 from proxy_jax.students.decoding import Sampling, decode, guide, keep_top_k
 from proxy_jax.students.lumina_tokens import CODES_PER_CELL, MOST_CELLS, TEXT, Vocabulary
 from proxy_jax.students.next_token import next_token_loss
+from proxy_jax.students.token_student import TokenStudent, of_config
 from proxy_jax.weights import chameleon, chameleon_vqgan, hub
-from proxy_jax.weights.table import Table, export, load
+from proxy_jax.weights.table import export
 from proxy_jax.weights.tensors import open_tensors, write_safetensors
 
 PROMPT = "Generate an image of {width}x{height} according to the following prompt:\n{caption}"
@@ -113,51 +113,32 @@ def _draw_codes(model: Chameleon, text, seed: jax.Array, indices: jax.Array, *, 
     return vocabulary.codes(ids, *grid)
 
 
-@dataclasses.dataclass
-class LuminaMGPTStudent:
-    """Lumina-mGPT as a learner of square pictures (see proxy_jax/stages/tuning.py for the protocol). Parts load when first needed.
+@dataclasses.dataclass(kw_only=True)
+class LuminaMGPTStudent(TokenStudent):
+    """Lumina-mGPT, of square pictures. text_tokenizer: the text tokenizer's JSON file; z_loss: its weight in the loss.
 
-    gpt: the decoder's folder; vq: the image tokenizer's file; text_tokenizer: the text tokenizer's JSON file; resolution: of the pictures, in
-    pixels; class_dropout: the share of training examples without their prompt; dropout: of residual branches; z_loss: its weight in the loss.
-    tokens: of the subjects whose embeddings are learned too (Sun et al.'s two stages).
+    The crop is the official rule for a square bucket, but from the middle where that draws the place.
     """
 
-    gpt: Path
-    vq: Path
     text_tokenizer: Path
-    resolution: int
-    class_dropout: float
-    dropout: float
     z_loss: float
-    compute: Compute
-    tokens: tuple[str, ...] = ()
 
-    crop = "llamagen"  # the official rule for a square bucket, but from the middle where that draws the place
-    lora_prefix = ""
+    model_class = Chameleon
+    names = staticmethod(chameleon.table)
+    vq_names = staticmethod(chameleon_vqgan.table)
 
     @functools.cached_property
     def config(self) -> ChameleonConfig:
         """The decoder's sizes."""
         return chameleon.read_config(hub.read_json(self.gpt / "config.json"), open_tensors(self.gpt))
 
-    @property
-    def base(self) -> Path:
-        """The decoder's folder."""
-        return self.gpt
-
-    def settings(self) -> dict[str, Any]:
-        """What else of the checkpoint decides how the decoder is tuned and drawn from: its sizes."""
-        return dataclasses.asdict(self.config)
-
-    @property
-    def table(self) -> Table:
-        """The decoder's name table."""
-        return chameleon.table(self.config)
+    def saved(self, folder: Path) -> Path:
+        """Where the decoder's weights lie in a folder that `save_model` wrote."""
+        return folder
 
     def encoders(self) -> dict[str, Any]:
         """All that decides what the frozen encoders return: files (as Path) and settings."""
-        learned = {"tokens": list(self.tokens)} if self.tokens else {}
-        return {"vq": self.vq, "text_tokenizer": self.text_tokenizer, "resolution": self.resolution, **learned}
+        return {"vq": self.vq, "text_tokenizer": self.text_tokenizer, "resolution": self.resolution, **self.learned()}
 
     @functools.cached_property
     def text(self) -> Tokenizer:
@@ -207,31 +188,8 @@ class LuminaMGPTStudent:
         """The image tokenizer's sizes."""
         return chameleon_vqgan.read_config(self.vq)
 
-    @functools.cached_property
-    def tokenizer(self) -> VQModel:
-        """The image tokenizer, in float32: codes flip under rounding."""
-        config = self.vq_config
-        return load(lambda: VQModel(config, rngs=nnx.Rngs(0)), chameleon_vqgan.table(config), open_tensors(self.vq), source=str(self.vq))
-
-    def load_model(self, dtype_of: Callable[[str], Any], tuned: Path | None = None) -> Chameleon:
-        """The decoder to tune or draw from; tuned: a folder that `save_model` wrote, in place of the base weights."""
-        folder = self.base if tuned is None else tuned
-        model = load(
-            lambda: Chameleon(self.config, compute=self.compute, rngs=nnx.Rngs(0)),
-            self.table,
-            open_tensors(folder),
-            dtype_of=dtype_of,
-            source=str(folder),
-        )
-        if tuned is not None and self.tokens:
-            subjects.load(model, self.pieces, tuned)
-        return model
-
-    def save_model(self, model: Chameleon, folder: Path) -> None:
-        """Writes a folder of the same kind as the base's: what lies beside its weights, and in them what is not the decoder's, is copied.
-
-        With `tokens` also their learned embeddings, in a file of their own.
-        """
+    def save_decoder(self, model: Chameleon, folder: Path) -> None:
+        """Writes a folder of the same kind as the base's: what lies beside its weights, and in them what is not the decoder's, is copied."""
         before = open_tensors(self.base)
         shapes = {name: shape for name, shape in before.shapes().items() if name.startswith(chameleon.VQ_PREFIX)}
         others = {name: before.read(name, (slice(None),) * len(shape)) for name, shape in shapes.items()}
@@ -239,12 +197,10 @@ class LuminaMGPTStudent:
         for file in self.base.iterdir():
             if file.suffix in hub.TEXT_SUFFIXES and ".index." not in file.name:
                 shutil.copyfile(file, folder / file.name)
-        if self.tokens:
-            subjects.save(model, self.pieces, folder)
 
-    def learn_subjects(self, model: Chameleon, text: Mapping[str, np.ndarray]) -> None:
-        """Puts embeddings of `tokens` to learn on the model: at first those of their pieces. Raises ValueError if a token stands in no prompt."""
-        subjects.start(model, self.pieces, text["subject_rows"], np.asarray(model.token_embed(text["prompt"])))
+    def text_features(self, model: Chameleon, text: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The embeddings of the tokens' pieces."""
+        return np.asarray(model.token_embed(text["prompt"]))
 
     def loss(self, model: Chameleon, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
         """Mean next-token loss of each picture's turn [batch]; batch: tokens, prompt, prompt_mask, row_index (of the randomness)."""
@@ -286,17 +242,8 @@ def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Calla
 
     locate: from a checkpoint's name to its file or folder. tokens: the words that come to mean the subjects.
     """
-    student = LuminaMGPTStudent(
-        gpt=locate(fields.gpt),
-        vq=locate(fields.vq),
-        text_tokenizer=locate(fields.text_tokenizer),
-        resolution=fields.resolution,
-        class_dropout=tuning.class_dropout,
-        dropout=tuning.dropout,
-        z_loss=tuning.z_loss,
-        compute=compute,
-        tokens=tuple(tokens) if tuning.mode == "two_stage" else (),
-    )
+    common = of_config(fields, tuning, compute, locate, tokens)
+    student = LuminaMGPTStudent(**common, text_tokenizer=locate(fields.text_tokenizer), z_loss=tuning.z_loss)
     cell = CODES_PER_CELL * student.vq_config.downsample
     if fields.resolution % cell or fields.resolution > MOST_CELLS * cell:
         raise hub.CheckpointError(f"student.resolution is {fields.resolution}; Lumina-mGPT draws multiples of {cell} up to {MOST_CELLS * cell}")

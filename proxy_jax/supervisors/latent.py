@@ -38,14 +38,16 @@ def _encode_t5(encoder: T5Encoder, ids: jax.Array) -> jax.Array:
 
 
 @parameters.jit
-def _encode_images(vae: AutoencoderKL, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+def encode(vae: AutoencoderKL, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and deviation of the unscaled latents, [n, h, w, channels] each, of images [n, f·h, f·w, 3] uint8, in full precision."""
     with jax.default_matmul_precision("highest"):
         mean, logvar = vae.moments(images.astype(jnp.float32) / 127.5 - 1)
     return mean, jnp.exp(0.5 * logvar)
 
 
 @parameters.jit
-def _decode_latents(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
+def decode(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
+    """Pictures [n, f·h, f·w, 3] uint8 of latents as the denoiser has them [n, h, w, channels], in full precision."""
     with jax.default_matmul_precision("highest"):
         pixels = jnp.clip(vae.decode(vae.unscale(latents)).astype(jnp.float32), -1, 1)
     return jnp.round((pixels + 1) * 127.5).astype(jnp.uint8)
@@ -158,7 +160,7 @@ class LatentSupervisor(abc.ABC):
 
     def encode_images(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """latent_mean, latent_std [n, h, w, channels] float32 of images [n, resolution, resolution, 3] uint8: latents are drawn anew each step."""
-        mean, std = _encode_images(self.vae, sharding.put_batch(images, sharding.current()))
+        mean, std = encode(self.vae, sharding.put_batch(images, sharding.current()))
         return {"latent_mean": sharding.to_host(mean), "latent_std": sharding.to_host(std)}
 
     def draw_latents(self, batch: Mapping[str, jax.Array], keys: jax.Array) -> jax.Array:
@@ -198,7 +200,7 @@ class LatentSupervisor(abc.ABC):
         empty = {name: np.repeat(value, len(indices), axis=0) for name, value in unconditional.items()}
         text, empty, indices = sharding.put_batch((dict(text), empty, np.asarray(indices, np.int32)), sharding.current())
         latents = self.sample(model, text, empty, jax.random.key(seed), indices, options)
-        return sharding.to_host(_decode_latents(self.vae, latents))
+        return sharding.to_host(decode(self.vae, latents))
 
     def check_resolution(self, multiple: int) -> None:
         """Raises CheckpointError if the resolution is not a multiple of the autoencoder's downsampling times `multiple`."""

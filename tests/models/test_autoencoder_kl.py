@@ -16,6 +16,7 @@ from proxy_jax.weights import autoencoder_kl
 from proxy_jax.weights.golden import Case, diffusion
 from proxy_jax.weights.table import differences, export, load, save
 from proxy_jax.weights.tensors import open_tensors, write_safetensors
+from tests.models import oracles
 
 # As SDXL's and as SD3's, at a fraction of the width.
 SDXL = AutoencoderKLConfig(block_out_channels=(8, 16), latent_channels=4, layers_per_block=1, norm_num_groups=4, scaling_factor=0.13025)
@@ -24,14 +25,7 @@ FILE = "diffusion_pytorch_model.safetensors"
 
 
 def oracle(config):
-    torch = pytest.importorskip("torch", reason="diffusers' PyTorch model is the oracle")
-    diffusers = pytest.importorskip("diffusers", reason="diffusers' PyTorch model is the oracle")
-    torch.manual_seed(0)
-    model = diffusers.AutoencoderKL.from_config(autoencoder_kl.official_config(config)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.add_(torch.randn_like(parameter) * (0.2 if "norm" in name or "bias" in name else 0.02))
-    return model
+    return oracles.random_model(lambda diffusers: diffusers.AutoencoderKL.from_config(autoencoder_kl.official_config(config)), oracles.nearby)
 
 
 def run_oracle(model, images, latents):

@@ -16,6 +16,7 @@ from proxy_jax.weights import flux
 from proxy_jax.weights.golden import Case, diffusion
 from proxy_jax.weights.table import WeightsError, differences, load, save
 from proxy_jax.weights.tensors import open_tensors
+from tests.models import oracles
 
 DEV = FluxConfig(
     num_layers=2,
@@ -34,15 +35,7 @@ TOLERANCE = 5e-5
 
 
 def oracle(config):
-    """A small diffusers model with every parameter random (diffusers starts the modulations at zero)."""
-    torch = pytest.importorskip("torch", reason="diffusers' PyTorch model is the oracle")
-    diffusers = pytest.importorskip("diffusers", reason="diffusers' PyTorch model is the oracle")
-    torch.manual_seed(0)
-    model = diffusers.FluxTransformer2DModel(**dataclasses.asdict(config)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.1 + (parameter.ndim == 1) * 0.2)
-    return model
+    return oracles.random_model(lambda diffusers: diffusers.FluxTransformer2DModel(**dataclasses.asdict(config)), oracles.anew)
 
 
 def inputs(config):

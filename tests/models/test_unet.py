@@ -17,6 +17,7 @@ from proxy_jax.weights.golden import Case, diffusion
 from proxy_jax.weights.hub import config_from
 from proxy_jax.weights.table import WeightsError, differences, load, save
 from proxy_jax.weights.tensors import open_tensors
+from tests.models import oracles
 
 TINY = UNetConfig(
     block_out_channels=(8, 16),
@@ -47,15 +48,7 @@ TOLERANCE = 5e-5
 
 
 def oracle(config):
-    """A small diffusers model with every parameter random."""
-    torch = pytest.importorskip("torch", reason="diffusers' PyTorch model is the oracle")
-    diffusers = pytest.importorskip("diffusers", reason="diffusers' PyTorch model is the oracle")
-    torch.manual_seed(0)
-    model = diffusers.UNet2DConditionModel.from_config(unet.official_config(config)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.add_(torch.randn_like(parameter) * (0.2 if "norm" in name or "bias" in name else 0.02))
-    return model
+    return oracles.random_model(lambda diffusers: diffusers.UNet2DConditionModel.from_config(unet.official_config(config)), oracles.nearby)
 
 
 def inputs(config):

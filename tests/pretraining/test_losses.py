@@ -47,9 +47,9 @@ def test_centres_of_clear_clusters_are_found_and_none_is_empty():
 
 
 def test_psnr_of_known_errors():
-    image = np.zeros((1, 4, 4, 3))
-    assert autoencoders.psnr(image + 0.2, image)[0] == pytest.approx(10 * np.log10(4 / 0.04))
-    assert autoencoders.psnr(image + 5.0, image)[0] == pytest.approx(10 * np.log10(4.0)), "what is drawn is clipped to [-1, 1] first"
+    image = np.full((1, 4, 4, 3), 100, np.uint8)
+    assert autoencoders.psnr(image + np.uint8(20), image)[0] == pytest.approx(20 * np.log10(255 / 20))
+    assert autoencoders.psnr(image, image + np.uint8(20))[0] == pytest.approx(20 * np.log10(255 / 20)), "no difference wraps around"
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from proxy_jax.data.microworld import benchmark, matching, render
 from proxy_jax.data.microworld.attributes import IDENTITY
 from proxy_jax.data.microworld.scenes import PLAIN, Scene, recoloured, show
 from proxy_jax.metrics.account import AttributeAccount, TokenAccount
-from proxy_jax.stages import evaluation, files, training_set, weak_to_strong
+from proxy_jax.stages import evaluation, files, microworld, training_set, weak_to_strong
 from proxy_jax.stages.contract import StageError
 
 NAME, SIZE, WRONG = "teapot", 32, "red"
@@ -244,6 +244,6 @@ def test_skia_that_is_lacking_and_skia_that_cannot_be_loaded(monkeypatch):
     def broken(name):
         raise ImportError("libGL.so.1: cannot open shared object file", name="skia")
 
-    monkeypatch.setattr(weak_to_strong.importlib, "import_module", broken)
+    monkeypatch.setattr(microworld.importlib, "import_module", broken)
     with pytest.raises(StageError, match=r"libGL.*installed but cannot be loaded"):
         weak_to_strong.renderer()
