@@ -2,7 +2,8 @@
 
     python -m proxy_jax.main --config configs/micro/probes.py --workdir runs/micro/probes
 
-Hardware: 2 CPU cores; half an hour by estimate, not trained to the end yet. Expected result: WORKDIR/pretraining/README.md has its accuracy on held-out subjects by attribute.
+Hardware: 2 CPU cores; half an hour by estimate, not trained to the end yet. Expected result:
+WORKDIR/pretraining/README.md has its accuracy on held-out subjects by attribute.
 """
 
 from ml_collections import ConfigDict
