@@ -37,12 +37,13 @@ def draw_images(
     if not starts:
         return paths
     unique = sorted(set(prompts))
+    place = {prompt: row for row, prompt in enumerate(unique)}
     text = encode_prompts(learner, [*unique, ""], cache)
     unconditional = {name: values[-1:] for name, values in text.items()}
     model = load_model()
     for start in tqdm(starts, desc=label, unit="batch", disable=None):
         indices = np.arange(start, start + batch_size)  # the last batch draws a few too many, so that one shape serves all
-        rows = [unique.index(prompts[min(index, len(prompts) - 1)]) for index in indices]
+        rows = [place[prompts[min(index, len(prompts) - 1)]] for index in indices]
         pictures = learner.draw(model, {name: values[rows] for name, values in text.items()}, unconditional, seed, indices, options)
         for path, picture in zip(paths[start : start + batch_size], pictures, strict=False):
             files.save_picture(path, picture)
