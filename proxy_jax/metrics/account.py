@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from proxy_jax.metrics.errors import Groups, Line, Paired, Rate, Record, Split, chosen, ends, groups_of, line, paired, rate, resamples, split_of
+from proxy_jax.metrics.errors import Groups, Line, Paired, Rate, Record, Split, ends, groups_of, line, paired, rate, resamples, split_of, with_keys
 from proxy_jax.metrics.scores import Interval, interval, normalise
 
 Read = Mapping[str, Sequence[str]]  # attribute -> its value in each picture, as Probes.read gives it
@@ -282,7 +282,7 @@ def tokens(
         keys = functools.reduce(np.intersect1d, [own.keys[~np.isnan(own.shared)] for own in groups])
         if not len(keys):
             raise ValueError(f"{subject}: no true token {place} the subject's area is in more than one picture of each side")
-        chosen = [chosen(own, keys) for own in groups]
+        chosen = [with_keys(own, keys) for own in groups]
         shares = np.stack([own.counts / whole.counts.sum() for own, whole in zip(chosen, groups, strict=True)])
         weights = shares.mean(0)
         for name, side, own, covered in zip(("supervisor", "student"), sides, chosen, shares.sum(1), strict=False):

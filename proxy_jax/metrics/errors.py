@@ -122,7 +122,7 @@ def groups_of(errors: np.ndarray, keys: np.ndarray, pictures: np.ndarray) -> Gro
     return Groups(found, counts, sums, squares, shared)
 
 
-def chosen(groups: Groups, keys: np.ndarray) -> Groups:
+def with_keys(groups: Groups, keys: np.ndarray) -> Groups:
     """The groups of these keys, all of which there are."""
     rows = np.searchsorted(groups.keys, keys)
     return Groups(*(getattr(groups, field.name)[rows] for field in dataclasses.fields(Groups)))
