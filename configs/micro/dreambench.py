@@ -80,6 +80,7 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
             *((name, arm(name, rate)) for name, rate in CHOSEN.items()),
             ("proxy_without_prior", student(CHOSEN["proxy"], source="proxies", **without)),
             ("direct_without_prior", student(CHOSEN["direct_lora"], **without)),
+            ("oracle", arm("proxy", CHOSEN["proxy"])),
             *((f"proxy_{count}", student(CHOSEN["proxy"], source="proxies", num_proxies=count)) for count in (300, 100, 30, 10)),
         ),
         results=str(DOCUMENT / "results"),
@@ -93,7 +94,8 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
             ("diffusion_on_proxies", "supervisor"),
             ("proxy_without_prior", "direct_without_prior"),
             ("proxy", "together"),
+            ("oracle", "proxy"),
         ),
-        account_arms=("proxy", "diffusion_on_proxies"),
+        account_arms=("proxy", "diffusion_on_proxies", "oracle"),
     )
     return config

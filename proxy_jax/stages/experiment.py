@@ -40,6 +40,7 @@ from proxy_jax.stages import (
 NAME = "experiment"
 OUTPUTS = ("comparison.json", "comparison.md", "figures")
 SHARED, TOGETHER, ACCOUNT = "shared", "together", "account"
+ORACLE = "oracle"  # an arm of this name learns from renderings of the subject in the place of proxies: those of a perfect supervisor
 PROXIES = "proxies"  # the record of what proxies a subject's results were made from
 PHOTOS = "photos"  # the row of the real photos, the ceiling
 MOST_MISREAD = 0.2  # an attribute that the probe misreads more often in right renderings says nothing of who is wrong
@@ -104,7 +105,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     results: list[Result] = []
     fields, plan = config.experiment, Plan(config, workdir)
-    if any(name == ACCOUNT for name, _ in plan.missing()):
+    if any(name in (ACCOUNT, ORACLE) for name, _ in plan.missing()):
         weak_to_strong.renderer()  # if it is lacking, say so before hours of tuning
     plan.draw_again()
     for number, subject in enumerate(fields.subjects):
@@ -181,7 +182,10 @@ def runs(config: ConfigDict, subject: str, workdir: Path) -> Iterator[tuple[str,
     yield SHARED, _filled(changed(base, config.experiment.shared), workdir)
     base.proxies = str(dataset(subject, workdir))
     for name, changes in config.experiment.arms:
-        yield name, _filled(changed(base, changes), workdir)
+        arm = changed(base, changes)
+        if name == ORACLE:
+            arm.proxies = str(folder(subject, ORACLE, workdir) / "renderings")
+        yield name, _filled(arm, workdir)
     if config.experiment.together > 1:
         arm = copy.deepcopy(base)
         arm.evaluation.arms = ("student",)
@@ -275,6 +279,8 @@ class Plan:
         found = decides(config, stages(name, config), self.workdir)
         if name != SHARED:
             found["proxies"] = [self.proxies_keys[other] for other in self.sources(name, subject)]
+        if name == ORACLE:
+            found["renderings"] = weak_to_strong.oracle_fields(config, self.workdir)
         if name == TOGETHER:
             names = companions(self.config, subject)
             found["subjects"] = [decides(self.runs[other][SHARED], (), self.workdir) for other in names]
@@ -287,6 +293,8 @@ class Plan:
             return [subject, *companions(self.config, subject)]
         if name in (SHARED, ACCOUNT):
             return [subject]
+        if name == ORACLE:
+            return []
         config = self.runs[subject][name]
         tuned_on = [config[stage].source for stage in stages(name, config) if stage in validation.TUNINGS]
         return [subject] if "proxies" in tuned_on else []
@@ -373,6 +381,8 @@ class Plan:
         (self.workdir / "cache").mkdir(exist_ok=True)
         if not (where / "cache").is_symlink():
             (where / "cache").symlink_to("../../../cache", target_is_directory=True)
+        if name == ORACLE:
+            weak_to_strong.write_oracle(self.runs[subject][name], where)
         for stage in names:
             contract.complete(stage, STAGES[stage], self.runs[subject][name], where)
 

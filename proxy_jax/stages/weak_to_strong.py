@@ -177,25 +177,30 @@ def ceilings(config: ConfigDict, judge: evaluation.Judge, subject: Identity, thr
     return rows
 
 
-def write_oracle(config: ConfigDict, workdir: Path, folder: Path) -> None:
-    """Writes the proxy set `folder` of a perfect supervisor: as many pictures as stage 2 draws, for its prompts, of the size that it draws.
+def oracle_fields(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """What decides the proxies of a perfect supervisor, as JSON. Raises StageError if the truth of the subject is lacking."""
+    stage, words = config.proxy_generation, learners.subject(config, workdir).words()
+    templates = [stage.prompts[index % len(stage.prompts)] for index in range(stage.num_images)]
+    shown = dataclasses.asdict(identity(config, workdir))
+    return {"identity": shown, "subject": words, "templates": templates, "seed": config.seed, "size": config.supervisor.resolution}
 
-    They are renderings of the subject. A student that learns from them, through `config.proxies`, makes the errors of a student of its size;
-    what one that learns from true proxies makes beside them is inherited (account.excess). A set that was made of the same is kept.
+
+def write_oracle(config: ConfigDict, workdir: Path) -> None:
+    """Writes the proxy set `config.proxies` of a perfect supervisor: as many pictures as stage 2 draws, for its prompts, of the size that it draws.
+
+    They are renderings of the subject. A student that learns from them makes the errors of a student of its size; what one that learns
+    from true proxies makes beside them is inherited (account.excess). A set that was made of the same is kept.
     Raises StageError if skia or the truth is lacking, KeyError on a prompt that the micro-world does not know.
     """
-    stage, words = config.proxy_generation, learners.subject(config, workdir)
-    shown = identity(config, workdir)
-    templates = [stage.prompts[index % len(stage.prompts)] for index in range(stage.num_images)]
-    fields = {"identity": dataclasses.asdict(shown), "subject": words.words(), "templates": templates, "seed": config.seed}
-    digest = cache.digest(fields | {"size": config.supervisor.resolution})
+    fields, folder, words = oracle_fields(config, workdir), Path(config.proxies), learners.subject(config, workdir)
+    digest = cache.digest(fields)
     if (folder / "dataset_info.json").is_file() and proxy_set.read(folder).metadata["made_of"] == digest:
         return
     common = {"seed": config.seed, "supervisor": "renderings of the truth", "config_hash": digest}
-    pictures = _rendered(_scenes(shown, templates, config.seed, ORACLE), config.supervisor.resolution)
+    pictures = _rendered(_scenes(Identity(**fields["identity"]), fields["templates"], config.seed, ORACLE), fields["size"])
     records = (
         {"image": picture, "prompt": words.fill(template), "index": index} | common
-        for index, (picture, template) in enumerate(zip(pictures, templates, strict=True))
+        for index, (picture, template) in enumerate(zip(pictures, fields["templates"], strict=True))
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
     proxy_set.write(folder, records, metadata={"subject": words.words(), "made_of": digest})

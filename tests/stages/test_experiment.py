@@ -266,6 +266,24 @@ def test_the_account_is_kept_and_made_again_without_what_it_does_not_need(checkp
     }
 
 
+def test_an_oracle_learns_from_renderings_and_needs_no_supervisor(checkpoints, tmp_path, monkeypatch):
+    """It is the arm `proxy` but for its proxies, which are made before it and never by a supervisor."""
+    monkeypatch.setattr(experiment.weak_to_strong, "renderer", lambda: None)
+    monkeypatch.setattr(experiment.weak_to_strong, "oracle_fields", lambda own, workdir: {"truth": own.subject.photos, "seed": own.seed})
+    monkeypatch.setattr(
+        experiment.weak_to_strong, "write_oracle", lambda own, workdir: write_proxies(Path(own.proxies), ["a sks toy"], seed=own.seed)
+    )
+    run = config(checkpoints, ARMS | {"oracle": ARMS["proxy"]}, together=0)
+    assert complete(run, tmp_path / "work")["oracle"]["scores"]["dino"]["mean"] == pytest.approx(0.5)
+    for subject in SUBJECTS:
+        proxies = Path(asked_of(tmp_path / "work", f"{subject}/oracle", "proxy_tuning")["proxies"])
+        assert proxies == tmp_path / "work" / "runs" / subject / "oracle" / "renderings" and (proxies / "dataset_info.json").is_file()
+    before = keys(run, tmp_path)
+    run.subject_tuning.training.steps += 1
+    after = keys(run, tmp_path)
+    assert after["oracle"] == before["oracle"] != before["proxy"] != after["proxy"]
+
+
 def keys(run, workdir: Path) -> dict[str, str]:
     """The keys of the results of the vase."""
     return experiment.Plan(run, workdir).keys["vase"]
@@ -360,7 +378,7 @@ def test_the_arms_of_micro_dreambench_differ_and_have_one_budget(protocol, tmp_p
     experiment.check(run, tmp_path)
     subject = run.experiment.subjects[0]
     configs = dict(experiment.runs(run, subject, tmp_path))
-    names = ("subject_tuning", "proxy_generation", "proxy_tuning", "evaluation", "subjects")
+    names = ("subject_tuning", "proxy_generation", "proxy_tuning", "evaluation", "subjects", "proxies")
     fields = [json.dumps(contract.fields(own, *names)) for own in configs.values()]
     assert len(set(fields)) == len(fields)
     assert len({own.proxy_tuning.prompt for own in configs.values()} | set(run.proxy_generation.prompts) | {run.subject_tuning.prompt}) == 1

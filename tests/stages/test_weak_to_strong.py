@@ -178,8 +178,9 @@ def test_codecs(runs, tmp_path, world, drawn, monkeypatch):
 def test_an_oracles_proxies_are_true_renderings(runs, tmp_path, world):
     config, workdir = arms(runs, tmp_path, world)["proxy"]
     config.proxy_generation.update(num_images=5, prompts=("a {token} {class_noun}", "a {token} {class_noun} in the snow"))
-    folder = tmp_path / "oracle" / "dataset"
-    weak_to_strong.write_oracle(config, workdir, folder)
+    folder = tmp_path / "oracle" / "renderings"
+    config.proxies = str(folder)
+    weak_to_strong.write_oracle(config, workdir)
     proxies = proxy_set.read(folder)
     assert proxies.prompts() == [f"a {config.subject.token} teapot", f"a {config.subject.token} teapot in the snow"] * 2 + [proxies.prompts()[0]]
     shown = [world.scenes[record["image"].tobytes()] for record in proxies]
@@ -187,14 +188,13 @@ def test_an_oracles_proxies_are_true_renderings(runs, tmp_path, world):
     assert [scene.setting == "snow" for scene in shown][1::2] == [True, True]
     assert proxies[0]["image"].shape == (config.supervisor.resolution, config.supervisor.resolution, 3)
     # The student's stage takes it as any other run's.
-    config.proxies = str(folder)
     (source,) = training_set.sources(config, workdir, "proxy_tuning")
     assert training_set.pictures([source], "")[1] == proxies.prompts()
     before = (folder / "dataset_info.json").stat().st_mtime_ns
-    weak_to_strong.write_oracle(config, workdir, folder)
+    weak_to_strong.write_oracle(config, workdir)
     assert (folder / "dataset_info.json").stat().st_mtime_ns == before
     config.seed += 1
-    weak_to_strong.write_oracle(config, workdir, folder)
+    weak_to_strong.write_oracle(config, workdir)
     assert not np.array_equal(proxy_set.read(folder)[0]["image"], proxies[0]["image"])
 
 
