@@ -102,6 +102,8 @@ def encode_images(learner: Learner, pictures: np.ndarray, batch_size: int, cache
     def compute() -> dict[str, np.ndarray]:
         parts = []
         for rows, kept in sharding.row_batches(len(pictures), batch_size):
+            if parts:
+                logging.log_every_n_seconds(logging.INFO, "encoded %d of %d pictures", 30, len(parts) * batch_size, len(pictures))
             parts.append({name: values[:kept] for name, values in learner.encode_images(pictures[rows]).items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
