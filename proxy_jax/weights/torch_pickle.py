@@ -76,9 +76,22 @@ def _storage_types() -> dict[str, np.dtype]:
 _STORAGES = _storage_types()
 
 
+def _shown(value: Any) -> str:
+    """A value for a message, of nested tuples the outermost alone: a few bytes can describe tuples of tuples that never end when written out."""
+    return f"({', '.join(map(_word, value[:8]))})" if isinstance(value, tuple) else _word(value)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, str):
+        return repr(value[:100])
+    if isinstance(value, _Global):
+        return value.name
+    return str(value) if type(value) is int and abs(value) < 1 << 64 else type(value).__name__.strip("_")
+
+
 def _naturals(values: Any, what: str) -> tuple[int, ...]:
     if not isinstance(values, tuple) or not all(type(value) is int and 0 <= value < 1 << 62 for value in values):
-        raise PickleRefused(f"a tensor's {what} is {str(values)[:100]}, not a tuple of numbers from 0")
+        raise PickleRefused(f"a tensor's {what} is {_shown(values)}, not a tuple of numbers from 0")
     return values
 
 
@@ -225,7 +238,9 @@ class _Machine:
             target[key] = value
 
     def push_global(self, parts: list[Any]) -> None:
-        name = ".".join(str(part)[:200] for part in parts)
+        if not all(isinstance(part, str) for part in parts):
+            raise PickleRefused("a name that is no text")
+        name = ".".join(part[:200] for part in parts)
         if name not in _CALLS and name not in _STORAGES:
             raise PickleRefused(f"names {name!r}; only tensors in plain containers are read")
         self.stack.append(_Global(name))
@@ -242,10 +257,10 @@ class _Machine:
 def _storage(identifier: Any) -> _Storage:
     """The storage of a persistent id ("storage", type, key, device, elements[, view])."""
     if not isinstance(identifier, tuple) or len(identifier) not in (5, 6) or identifier[0] != "storage" or any(identifier[5:]):
-        raise PickleRefused(f"the persistent id {str(identifier)[:100]}, which is not a plain storage")
+        raise PickleRefused(f"the persistent id {_shown(identifier)}, which is not a plain storage")
     _, kind, key, _, size = identifier[:5]
     if not isinstance(kind, _Global) or kind.name not in _STORAGES or not isinstance(key, str):
-        raise PickleRefused(f"a storage of an unknown type or key: {str(identifier)[:100]}")
+        raise PickleRefused(f"a storage of an unknown type or key: {_shown(identifier)}")
     return _Storage(key, _STORAGES[kind.name], _naturals((size,), "storage size")[0])
 
 
@@ -272,7 +287,7 @@ def _state_dict(loaded: Any) -> dict[str, _Tensor]:
         loaded = next((loaded[key] for key in STATE_KEYS if isinstance(loaded.get(key), dict)), loaded)
     if not isinstance(loaded, dict) or not loaded:
         raise CheckpointError(f"holds no dict of tensors, at the top level or under {', '.join(STATE_KEYS)}")
-    others = [str(name)[:100] for name, value in loaded.items() if not isinstance(name, str) or not isinstance(value, _Tensor)]
+    others = [_shown(name) for name, value in loaded.items() if not isinstance(name, str) or not isinstance(value, _Tensor)]
     if others:
         raise CheckpointError(f"a state dict with entries that are not tensors: {', '.join(others[:10])}")
     return loaded

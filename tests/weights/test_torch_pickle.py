@@ -115,7 +115,8 @@ def test_any_top_folder_name(torch, tmp_path):
 
 
 def test_no_state_dict(torch, tmp_path):
-    for content in ([1, 2], {"epoch": 3}, {}, {"a": torch.zeros(1), "b": {"c": torch.zeros(1)}}, {"a": torch.zeros(1), "epoch": 3}):
+    huge = 10**5000  # which Python will not write out
+    for content in ([1, 2], {"epoch": 3}, {}, {"a": torch.zeros(1), "b": {"c": torch.zeros(1)}}, {"a": torch.zeros(1), "epoch": 3}, {huge: 1}):
         with pytest.raises(CheckpointError, match="tensors"):
             open_tensors(save(content, tmp_path / "x.pt"))
 
@@ -274,6 +275,36 @@ def int_key_persistent_id(marker: Path) -> bytes:
     return b"\x80\x02K\x07Q."
 
 
+def shared_tuples() -> bytes:
+    """A tuple of 2**60 empty ones, each level the one below it twice."""
+    return b")" + b"".join(b"q" + bytes([level]) + b"h" + bytes([level]) + b"\x86" for level in range(60))
+
+
+def endless_persistent_id(marker: Path) -> bytes:
+    return b"\x80\x02" + shared_tuples() + b"Q."
+
+
+def endless_name(marker: Path) -> bytes:
+    return b"\x80\x04" + shared_tuples() + text("a") + b"\x93."
+
+
+def endless_shape(marker: Path) -> bytes:
+    arguments = b"(" + storage() + b"K\x00(" + shared_tuples() + b"tK\x01\x85t"
+    return b"\x80\x02" + global_("torch._utils._rebuild_tensor") + arguments + b"R."
+
+
+def deep_persistent_id(marker: Path) -> bytes:
+    return b"\x80\x02)" + b"\x85" * 100_000 + b"Q."
+
+
+def chain_of_allowed_calls(marker: Path) -> bytes:
+    """A parameter of a parameter of ... of a dict."""
+    chain = global_("collections.OrderedDict") + b")R"
+    for _ in range(1000):
+        chain = global_("torch._utils._rebuild_parameter") + b"(" + chain + b"\x89NtR"
+    return b"\x80\x02" + chain + b"."
+
+
 def storage(key: str = "0", kind: str = "torch.FloatStorage", size: bytes = b"K\x04") -> bytes:
     return b"(" + text("storage") + global_(kind) + text(key) + text("cpu") + size + b"tQ"
 
@@ -297,6 +328,7 @@ PROGRAMS = [
     *(build_on_a_record, build_on_a_function, build_on_a_tensor, called_namespace, called_storage_type, new_of_a_call),
     *(extension_registry, unknown_tensor_kind, tensor_hooks, exponential_key, deep_key, memo_bomb, append_to_a_call),
     *(underflow, unfinished, int_key_persistent_id),
+    *(endless_persistent_id, endless_name, endless_shape, deep_persistent_id, chain_of_allowed_calls),
 ]
 HARMFUL = (system_call, nested_reduce, evaluated, executed_by_stack_global, instance_opcode, object_opcode, build_on_a_record)
 
