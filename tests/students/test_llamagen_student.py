@@ -13,7 +13,6 @@ from proxy_jax.models.layers import Compute, SubjectEmbed
 from proxy_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from proxy_jax.students.decoding import Sampling, guide
 from proxy_jax.students.llamagen import LlamaGenStudent, caption_of, generate, left_pad
-from proxy_jax.students.next_token import next_token_loss
 from proxy_jax.students.subjects import subject_rows
 
 GRID, SLOTS = 3, 6
@@ -114,34 +113,6 @@ def test_loss_is_cross_entropy_and_class_dropout_hides_the_caption(model, captio
         log_p = jax.nn.log_softmax(teacher_forced(model, caption, mask, tokens, jnp.full(3, rate == 1.0)))
         expected = -jnp.take_along_axis(log_p, tokens[..., None], -1)[..., 0].mean(-1)
         np.testing.assert_allclose(made(rate).loss(model, batch, jax.random.key(0)), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 4, None])
-def test_chunked_loss_equals_the_whole_and_so_do_its_gradients(model, chunk):
-    rng = np.random.default_rng(2)
-    hidden = jnp.asarray(rng.normal(size=(2, 7, CONFIG.dim)), jnp.float32)
-    targets = jnp.asarray(rng.integers(0, CONFIG.vocab_size, (2, 7)))
-
-    def whole(hidden):
-        return -jnp.take_along_axis(jax.nn.log_softmax(model.head(hidden)), targets[..., None], -1)[..., 0]
-
-    np.testing.assert_allclose(next_token_loss(hidden, model.head, targets, chunk), whole(hidden), atol=1e-5)
-    ours = jax.grad(lambda h: next_token_loss(h, model.head, targets, chunk).sum())(hidden)
-    np.testing.assert_allclose(ours, jax.grad(lambda h: whole(h).sum())(hidden), atol=1e-5)
-
-
-def test_loss_memory_does_not_hold_all_logits():
-    """The compiled backward pass of a 16384-token head needs less than the logits of its positions would take."""
-    config = LlamaGenConfig(dim=16, n_layer=1, n_head=2, vocab_size=16384, caption_dim=8, cls_token_num=2)
-    head = LlamaGen(config, rngs=nnx.Rngs(0)).head
-    hidden, targets = jax.ShapeDtypeStruct((4, 256, 16), jnp.float32), jax.ShapeDtypeStruct((4, 256), jnp.int32)
-
-    def peak(chunk):
-        program = jax.jit(jax.grad(lambda h, t: next_token_loss(h, head, t, chunk).sum())).lower(hidden, targets).compile()
-        return program.memory_analysis().temp_size_in_bytes
-
-    logits = 4 * 256 * 16384 * 4
-    assert peak(16) < logits / 4 < logits < peak(256)
 
 
 def test_dropout_changes_the_states_only_with_a_key(model, captions):
