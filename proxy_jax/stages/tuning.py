@@ -28,7 +28,6 @@ from proxy_jax.training import lora
 from proxy_jax.training.loop import fit
 from proxy_jax.weights.table import Table
 
-LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers gives it
 EMBEDDING = "embedding"  # the first training of mode "two_stage"
 Preview = Callable[..., None]  # (model, step, folder=...)
 
@@ -39,7 +38,7 @@ class Learner(Protocol):
     resolution: int
     crop: str  # a key of CROPS
     compute: Compute
-    lora_prefix: str  # before every module name in an adapter file
+    lora_prefix: str  # before every module name in an adapter file (training/lora.py)
 
     @property
     def base(self) -> Path:
@@ -185,10 +184,14 @@ def tune(
         show = preview and functools.partial(preview, folder=folder / name / "previews")
         model = fit(model, learner.loss, batches, config=training, trainable=trainable, directory=folder / name, seed=seed, preview=show)
     if stage.mode == "lora":
-        lora.save(model, folder / "weights" / LORA_FILE, learner.table, prefix=learner.lora_prefix)
+        lora.save(model, _adapters(learner, folder), learner.table, prefix=learner.lora_prefix)
     else:
         learner.save_model(model, folder / "weights")
     return counts
+
+
+def _adapters(learner: Learner, folder: Path) -> Path:
+    return folder / "weights" / lora.file_name(learner.lora_prefix)
 
 
 def trainings(stage: ConfigDict) -> dict[str, ConfigDict]:
@@ -239,7 +242,7 @@ def tuned_model(learner: Learner, stage: ConfigDict, folder: Path) -> nnx.Module
 
     if stage.mode == "lora":
         model = learner.load_model(in_compute_dtype)
-        lora.load(model, folder / "weights" / LORA_FILE, learner.table, prefix=learner.lora_prefix)
+        lora.load(model, _adapters(learner, folder), learner.table, prefix=learner.lora_prefix)
         return model
     return learner.load_model(in_compute_dtype, tuned=folder / "weights")
 

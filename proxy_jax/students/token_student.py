@@ -35,7 +35,7 @@ class TokenStudent(abc.ABC):
     tokens: tuple[str, ...] = ()
 
     crop: ClassVar[str] = "llamagen"
-    lora_prefix: ClassVar[str] = ""
+    lora_prefix: ClassVar[str] = "base_model.model"  # PEFT's
     model_class: ClassVar[type[nnx.Module]]
     names: ClassVar[Callable[[Any], Table]]  # the name table of a decoder's config
     vq_names: ClassVar[Callable[[VQConfig], Table]]

@@ -1,7 +1,8 @@
 """LoRA for every model: attach adapters by a path pattern, merge them, and exchange them with PEFT and diffusers.
 
 A Dense or Conv with an adapter computes y + scale · b(a(x)), scale = alpha / rank (Hu et al., arXiv 2106.09685). Layers of a stack carry
-stacked adapters, so one pattern covers them all. Files use PEFT's naming on the official module names of the model's name table.
+stacked adapters, so one pattern covers them all. Files use PEFT's naming on the official module names of the model's name table, in one of
+two layouts, which the prefix of the names tells apart: diffusers' single file, or PEFT's folder.
 """
 
 import difflib
@@ -19,13 +20,21 @@ from safetensors import safe_open
 from proxy_jax import sharding
 from proxy_jax.models import parameters
 from proxy_jax.models.layers import Adapter, Buffer, Conv, Dense, LoRAParam
+from proxy_jax.weights.hub import read_json, write_json
 from proxy_jax.weights.table import Entry, Table, WeightsError
 from proxy_jax.weights.tensors import write_safetensors
 
-METADATA = "lora_adapter_metadata"  # diffusers: LORA_ADAPTER_METADATA_KEY, a JSON of PEFT's LoraConfig
+PEFT = "base_model.model"  # the prefix in PEFT's folders
+PEFT_CONFIG = "adapter_config.json"  # beside the tensors in PEFT's folders: its LoraConfig
+METADATA = "lora_adapter_metadata"  # diffusers: LORA_ADAPTER_METADATA_KEY, the same as JSON in the file
 # What diffusers wrote before it took over PEFT's names; its scripts for SDXL still do.
 OLD_NAMES = ((".lora.down.weight", ".lora_A.weight"), (".lora.up.weight", ".lora_B.weight"))
 FUSED = "proxy_jax_fused"  # JSON {module: [which of the fused pieces have an adapter]}: the blocks of a block-diagonal B
+
+
+def file_name(prefix: str) -> str:
+    """What a file of adapters is called where their names have this prefix."""
+    return "adapter_model.safetensors" if prefix == PEFT else "pytorch_lora_weights.safetensors"
 
 
 def is_lora(name: str, variable: nnx.Variable) -> bool:
@@ -119,10 +128,11 @@ def _fold(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> ja
 
 
 def save(model: nnx.Module, path: Path, table: Table, *, prefix: str) -> None:
-    """Writes the adapters of `model` as a safetensors file that diffusers' load_lora_weights and PEFT read.
+    """Writes the adapters of `model` as a safetensors file that diffusers' load_lora_weights or, with the prefix PEFT, its PeftModel reads.
 
-    prefix: before every module name ("transformer", "unet"; "": none). Per official module: "….lora_A.weight" [rank, in] (of a Conv
-    [rank, in, h, w]) and "….lora_B.weight" [out, rank]; stacked layers one by one; PEFT's LoraConfig as JSON in the file's metadata.
+    prefix: before every module name ("transformer", "unet", PEFT; "": none). Per official module: "….lora_A.weight" [rank, in] (of a Conv
+    [rank, in, h, w]) and "….lora_B.weight" [out, rank]; stacked layers one by one. PEFT's LoraConfig lies in the file's metadata, with the
+    prefix PEFT in adapter_config.json beside it.
     Where pieces are fused in one official tensor (LlamaGen's wqkv), A is theirs one above the other and B block-diagonal: a rank
     as many times larger, with the same scale. Raises ValueError if there is no adapter or fused pieces differ in rank or scale.
     """
@@ -147,8 +157,12 @@ def save(model: nnx.Module, path: Path, table: Table, *, prefix: str) -> None:
         if pieces[module] > 1:
             fused[module] = sorted(parts)
     dot = f"{prefix}." if prefix else ""
-    config = {f"{dot}{field}": value for field, value in _peft_config(tensors, scales).items()}
-    metadata = {"format": "pt", METADATA: json.dumps(config, indent=2, sort_keys=True), FUSED: json.dumps(fused, sort_keys=True)}
+    config = _peft_config(tensors, scales)
+    metadata = {"format": "pt", FUSED: json.dumps(fused, sort_keys=True)}
+    if prefix == PEFT:
+        write_json(path.with_name(PEFT_CONFIG), config)
+    else:
+        metadata[METADATA] = json.dumps({f"{dot}{field}": value for field, value in config.items()}, indent=2, sort_keys=True)
     write_safetensors({dot + name: tensor for name, tensor in tensors.items()}, path, metadata)
 
 
@@ -194,9 +208,10 @@ def _peft_config(tensors: dict[str, np.ndarray], scales: dict[str, float]) -> di
 def load(model: nnx.Module, path: Path, table: Table, *, prefix: str) -> list[str]:
     """Attaches the adapters of a file in the format of `save` (or PEFT's and diffusers', old and new) to `model`; returns their paths, sorted.
 
-    Without PEFT's metadata in the file alpha is the rank, as diffusers takes it. A file that adapts a fused tensor without telling
-    its blocks gives each piece the whole A. Changes `model`. Raises WeightsError if a tensor has no place in `model`, if it misses
-    some layers of a stack, or if ranks or scales differ within a stack; ValueError if a layer already has an adapter.
+    Without a LoraConfig in the file alpha is the rank, as diffusers takes it; with the prefix PEFT there must be one beside it. A file that
+    adapts a fused tensor without telling its blocks gives each piece the whole A. Changes `model`. Raises WeightsError if a tensor has no
+    place in `model`, if it misses some layers of a stack, or if ranks or scales differ within a stack; ValueError if a layer already has
+    an adapter.
     """
     found, fused, scale_of = _read(path, prefix)
     used, values = set(), {}
@@ -244,23 +259,26 @@ def _read(path: Path, prefix: str):
     if unknown or len(tensors) != 2 * len(modules):
         raise WeightsError(f"{path} is not a plain LoRA in PEFT's naming under {prefix!r}: {unknown[:5] or 'A and B do not pair up'}")
     found = {module: tuple(tensors[f"{dot}{module}.lora_{side}.weight"].astype(np.float32) for side in "AB") for module in sorted(modules)}
-    config = json.loads(metadata[METADATA]) if METADATA in metadata else None
-    if config is not None and config.get(f"{dot}use_rslora"):
+    if prefix == PEFT:
+        config = read_json(path.with_name(PEFT_CONFIG))
+    else:
+        config = {field.removeprefix(dot): value for field, value in json.loads(metadata.get(METADATA, "{}")).items()}
+    if config.get("use_rslora"):
         raise WeightsError(f"{path} is a rank-stabilised LoRA (use_rslora), whose scale is alpha / sqrt(rank)")
 
     def scale_of(module: str) -> float:
         rank = found[module][1].shape[1]
-        return 1.0 if config is None else _alpha(config, dot, module) / rank
+        return _alpha(config, module) / rank if config else 1.0
 
     return found, json.loads(metadata[FUSED]) if FUSED in metadata else {}, scale_of
 
 
-def _alpha(config: dict, dot: str, module: str) -> float:
+def _alpha(config: dict, module: str) -> float:
     """A module's alpha under a LoraConfig: that of the first pattern that ends its name, else the general one (PEFT's rule)."""
-    for pattern, value in config[f"{dot}alpha_pattern"].items():
+    for pattern, value in config["alpha_pattern"].items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
-    return config[f"{dot}lora_alpha"]
+    return config["lora_alpha"]
 
 
 def _from_official(lora_a: np.ndarray, lora_b: np.ndarray, entry: Entry, blocks: list[int] | None) -> tuple[np.ndarray, np.ndarray]:

@@ -118,7 +118,7 @@ def test_a_student_tuned_on_another_runs_proxies_with_its_own_class_pictures(run
     assert inputs["subject"]["proxies"] and inputs["proxy_tuning"]["prior"]["weight"] == 0.5
 
     before = {path: path.stat().st_mtime_ns for path in drawn}
-    (workdir / "proxy_tuning" / LORA).unlink()
+    (workdir / "proxy_tuning" / "weights" / "adapter_model.safetensors").unlink()
     main.run(config, workdir, ["proxy_tuning"])
     assert before == {path: path.stat().st_mtime_ns for path in drawn}
 

@@ -232,17 +232,9 @@ def test_a_subjects_embedding_is_learned_in_its_places(folder, model, tmp_path):
         np.testing.assert_array_equal(parameters.arrays(again)[name], value)
 
 
-def test_adapters_go_on_every_projection_under_their_official_names(student, tmp_path):
-    model = student.load_model(lambda name: jnp.float32)
-    lora.attach(model, r"blocks\.(q|k|v|o|gate|up|down)", 2, 2.0, jax.random.key(0))
-    lora.save(model, tmp_path / "lora.safetensors", student.table, prefix=student.lora_prefix)
-    names = set(open_tensors(tmp_path / "lora.safetensors").shapes())
-    assert (
-        len(names) == 2 * 2 * 7 and "model.layers.1.self_attn.q_proj.lora_A.weight" in names and "model.layers.0.mlp.down_proj.lora_B.weight" in names
-    )
-
-
-def test_a_tuned_student_loads_in_transformers(tmp_path):
+@pytest.fixture(scope="module")
+def official(tmp_path_factory):
+    """A folder with a random ChameleonForConditionalGeneration, gpt, and what reads a folder of such."""
     torch = pytest.importorskip("torch", reason="the oracle needs torch")
     import transformers
 
@@ -250,22 +242,65 @@ def test_a_tuned_student_loads_in_transformers(tmp_path):
     vq_config = dict(base_channels=32, channel_multiplier=[1, 1], num_res_blocks=1, latent_channels=8, embed_dim=8, num_embeddings=4, resolution=16)
     names = {"<image>": 20, "<racm3:break>": 21, "<eoss>": 22} | {f"IMGIMG{letter}Z": 4 + i for i, letter in enumerate("ABCD")}
     sizes = dict(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2)
-    oracle = transformers.ChameleonForConditionalGeneration(transformers.ChameleonConfig(**sizes, vq_config=vq_config, vocabulary_map=names)).eval()
+    oracle = transformers.ChameleonForConditionalGeneration(transformers.ChameleonConfig(**sizes, vq_config=vq_config, vocabulary_map=names))
     with torch.no_grad():
         for parameter in oracle.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
-    oracle.save_pretrained(tmp_path / "gpt")
-    (tmp_path / "gpt" / "tokenizer.json").write_text("{}")
-    student = student_in(tmp_path)
-    student.save_model(student.load_model(lambda name: jnp.float32), tmp_path / "tuned")
-    assert (tmp_path / "tuned" / "tokenizer.json").is_file()
-    back, info = transformers.ChameleonForConditionalGeneration.from_pretrained(tmp_path / "tuned", output_loading_info=True)
+    folder = tmp_path_factory.mktemp("official")
+    oracle.save_pretrained(folder / "gpt")
+    (folder / "gpt" / "tokenizer.json").write_text("{}")
+    return folder, lambda path: transformers.ChameleonForConditionalGeneration.from_pretrained(path, output_loading_info=True)
+
+
+def test_a_tuned_student_loads_in_transformers(official, tmp_path):
+    folder, read = official
+    student = student_in(folder)
+    student.save_model(student.load_model(lambda name: jnp.float32), tmp_path)
+    assert (tmp_path / "tokenizer.json").is_file()
+    (back, info), (oracle, _) = read(tmp_path), read(folder / "gpt")
     assert not any(info.values()), info
     for name, tensor in oracle.state_dict().items():
-        assert torch.equal(tensor, back.state_dict()[name]), name
-    with torch.no_grad():
-        ids = torch.arange(4, 16)[None]
-        np.testing.assert_array_equal(back(input_ids=ids).logits, oracle(input_ids=ids).logits)
+        assert tensor.equal(back.state_dict()[name]), name
+
+
+@pytest.mark.filterwarnings("error:Found missing adapter keys")
+def test_peft_and_we_read_each_others_adapters(official, tmp_path):
+    """PeftModel.from_pretrained on our folder, on every projection; ours on what save_pretrained of a PeftModel wrote, alphas by pattern."""
+    import torch
+
+    peft = pytest.importorskip("peft", reason="the oracle is PEFT")
+    folder, read = official
+    student, ids = student_in(folder), np.arange(4, 16)[None]
+
+    def states(model) -> np.ndarray:
+        if isinstance(model, torch.nn.Module):
+            with torch.no_grad():
+                return model.eval().base_model.model.model(input_ids=torch.from_numpy(ids)).last_hidden_state.numpy()
+        return np.asarray(model.hidden_states(model.embed(jnp.asarray(ids)), jnp.ones_like(ids)))
+
+    def base():
+        return student.load_model(lambda name: jnp.float32)
+
+    ours = base()
+    lora.attach(ours, r"blocks\.(q|k|v|o|gate|up|down)", 2, 3.0, jax.random.key(0))
+    values = parameters.arrays(ours, lora.is_lora)
+    ours = parameters.with_arrays(ours, {name: value + 0.1 for name, value in values.items()})
+    lora.save(ours, tmp_path / "ours" / lora.file_name(student.lora_prefix), student.table, prefix=student.lora_prefix)
+    names = set(open_tensors(tmp_path / "ours" / "adapter_model.safetensors").shapes())
+    assert len(names) == 2 * 2 * 7 and "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight" in names
+    theirs = peft.PeftModel.from_pretrained(read(folder / "gpt")[0], tmp_path / "ours")
+    np.testing.assert_allclose(states(ours), states(theirs), atol=2e-5)
+    assert np.abs(states(ours) - states(base())).max() > 1e-2
+
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "down_proj"], alpha_pattern={"down_proj": 2}, init_lora_weights=False)
+    theirs = peft.get_peft_model(read(folder / "gpt")[0], config)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = base()
+    paths = lora.load(ours, tmp_path / "theirs" / lora.file_name(student.lora_prefix), student.table, prefix=student.lora_prefix)
+    assert paths == ["blocks.down", "blocks.q"]
+    np.testing.assert_allclose(states(ours), states(theirs), atol=2e-5)
+    assert np.abs(states(ours) - states(base())).max() > 1e-2
 
 
 def test_checkpoints_that_do_not_fit_are_refused(folder, tmp_path):

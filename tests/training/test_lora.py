@@ -195,7 +195,7 @@ def test_merge_keeps_the_kernels_dtype(decoder):
     np.testing.assert_array_equal(merged, (half.astype(jnp.float32) + difference).astype(jnp.bfloat16))
 
 
-@pytest.mark.parametrize("prefix", ["", "transformer"])
+@pytest.mark.parametrize("prefix", ["transformer", lora.PEFT])
 @pytest.mark.parametrize(
     ("make", "table", "pattern"),
     [
@@ -236,11 +236,12 @@ def test_the_file_has_pefts_names_and_shapes(decoder, tmp_path):
     assert set(config["m.rank_pattern"].values()) == {4} and set(config["m.alpha_pattern"].values()) == {6.0}
 
 
-def test_peft_applies_the_file_as_we_do(decoder, tmp_path):
-    """PEFT, given a torch module with LlamaGen's official names and the file, changes every weight as our merge does."""
+@pytest.mark.filterwarnings("error:Found missing adapter keys")
+def test_peft_applies_the_folder_as_we_do(decoder, tmp_path):
+    """PEFT, given a torch module with LlamaGen's official names and the folder, changes every weight as our merge does."""
     torch = pytest.importorskip("torch", reason="the oracle is PEFT on torch")
     peft = pytest.importorskip("peft", reason="the oracle is PEFT")
-    lora.save(decoder, tmp_path / "lora.safetensors", TABLE, prefix="")
+    lora.save(decoder, tmp_path / lora.file_name(lora.PEFT), TABLE, prefix=lora.PEFT)
     before, after = tables.export(decoder, TABLE), tables.export(lora.merge(decoder), TABLE)
 
     root = torch.nn.Module()
@@ -254,12 +255,7 @@ def test_peft_applies_the_file_as_we_do(decoder, tmp_path):
         if value.ndim == 2 and name.endswith(".weight"):
             module.add_module(leaf, torch.nn.Linear(value.shape[1], value.shape[0], bias=False))
             getattr(module, leaf).weight.data = torch.from_numpy(value.copy())
-    with safe_open(tmp_path / "lora.safetensors", framework="numpy") as file:
-        config = peft.LoraConfig(**json.loads(file.metadata()["lora_adapter_metadata"]))
-    peft.inject_adapter_in_model(config, root)
-    tensors = {name: torch.from_numpy(value) for name, value in load_file(tmp_path / "lora.safetensors").items()}
-    result = peft.set_peft_model_state_dict(root, tensors)
-    assert not result.unexpected_keys
+    peft.PeftModel.from_pretrained(root, tmp_path)
     errors = []
     for name, module in root.named_modules():
         if isinstance(module, peft.tuners.lora.LoraLayer):
