@@ -9,6 +9,32 @@ QKV = (("to_q", "q"), ("to_k", "k"), ("to_v", "v"))
 TXT_QKV = (("add_q_proj", "q"), ("add_k_proj", "k"), ("add_v_proj", "v"))
 NORMS = (("norm_q", "q_norm"), ("norm_k", "k_norm"))
 TXT_NORMS = (("norm_added_q", "q_norm"), ("norm_added_k", "k_norm"))
+# The modules of the original checkpoint (flux1-dev.safetensors)
+ORIGINAL = (
+    *((f"transformer_blocks.{{}}.attn.to_{name}", "double_blocks.{}.img_attn.qkv", (i,), 3) for i, name in enumerate("qkv")),
+    *((f"transformer_blocks.{{}}.attn.add_{name}_proj", "double_blocks.{}.txt_attn.qkv", (i,), 3) for i, name in enumerate("qkv")),
+    ("transformer_blocks.{}.attn.to_out.0", "double_blocks.{}.img_attn.proj"),
+    ("transformer_blocks.{}.attn.to_add_out", "double_blocks.{}.txt_attn.proj"),
+    ("transformer_blocks.{}.ff.net.0.proj", "double_blocks.{}.img_mlp.0"),
+    ("transformer_blocks.{}.ff.net.2", "double_blocks.{}.img_mlp.2"),
+    ("transformer_blocks.{}.ff_context.net.0.proj", "double_blocks.{}.txt_mlp.0"),
+    ("transformer_blocks.{}.ff_context.net.2", "double_blocks.{}.txt_mlp.2"),
+    ("transformer_blocks.{}.norm1.linear", "double_blocks.{}.img_mod.lin"),
+    ("transformer_blocks.{}.norm1_context.linear", "double_blocks.{}.txt_mod.lin"),
+    *((f"single_transformer_blocks.{{}}.attn.to_{name}", "single_blocks.{}.linear1", (i,), 7) for i, name in enumerate("qkv")),
+    ("single_transformer_blocks.{}.proj_mlp", "single_blocks.{}.linear1", (3, 4, 5, 6), 7),  # four times as wide
+    ("single_transformer_blocks.{}.proj_out", "single_blocks.{}.linear2"),
+    ("single_transformer_blocks.{}.norm.linear", "single_blocks.{}.modulation.lin"),
+    ("x_embedder", "img_in"),
+    ("context_embedder", "txt_in"),
+    *(
+        (f"time_text_embed.{theirs}.linear_{number}", f"{original}.{layer}")
+        for theirs, original in (("timestep_embedder", "time_in"), ("text_embedder", "vector_in"), ("guidance_embedder", "guidance_in"))
+        for number, layer in ((1, "in_layer"), (2, "out_layer"))
+    ),
+    ("norm_out.linear", "final_layer.adaLN_modulation.1", (1, 0), 2),  # shift before scale
+    ("proj_out", "final_layer.linear"),
+)
 
 
 def table(config: FluxConfig) -> Table:
@@ -25,7 +51,7 @@ def table(config: FluxConfig) -> Table:
         *linear("norm_out.linear", "modulation_out.dense"),
         *linear("proj_out", "out"),
     ]
-    return Table(tuple(entries))
+    return Table(tuple(entries), original=ORIGINAL)
 
 
 def _mlp(official: str, names: tuple[str, str], ours: str) -> list[Entry]:

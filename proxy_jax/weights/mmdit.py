@@ -27,7 +27,35 @@ def table(config: SD3Config) -> Table:
         *linear("norm_out.linear", "modulation_out.dense"),
         *linear("proj_out", "patch_out"),
     ]
-    return Table(tuple(entries))
+    return Table(tuple(entries), original=_original(last))
+
+
+def _original(last: int) -> tuple[tuple, ...]:
+    """The modules of the original checkpoint (sd3_medium.safetensors and the like); last: the number of the last block."""
+    return (
+        *((f"transformer_blocks.{{}}.attn.to_{name}", "joint_blocks.{}.x_block.attn.qkv", (i,), 3) for i, name in enumerate("qkv")),
+        *((f"transformer_blocks.{{}}.attn2.to_{name}", "joint_blocks.{}.x_block.attn2.qkv", (i,), 3) for i, name in enumerate("qkv")),
+        *((f"transformer_blocks.{{}}.attn.add_{name}_proj", "joint_blocks.{}.context_block.attn.qkv", (i,), 3) for i, name in enumerate("qkv")),
+        ("transformer_blocks.{}.attn.to_out.0", "joint_blocks.{}.x_block.attn.proj"),
+        ("transformer_blocks.{}.attn2.to_out.0", "joint_blocks.{}.x_block.attn2.proj"),
+        ("transformer_blocks.{}.attn.to_add_out", "joint_blocks.{}.context_block.attn.proj"),
+        ("transformer_blocks.{}.ff.net.0.proj", "joint_blocks.{}.x_block.mlp.fc1"),
+        ("transformer_blocks.{}.ff.net.2", "joint_blocks.{}.x_block.mlp.fc2"),
+        ("transformer_blocks.{}.ff_context.net.0.proj", "joint_blocks.{}.context_block.mlp.fc1"),
+        ("transformer_blocks.{}.ff_context.net.2", "joint_blocks.{}.context_block.mlp.fc2"),
+        ("transformer_blocks.{}.norm1.linear", "joint_blocks.{}.x_block.adaLN_modulation.1"),
+        # Shift before scale in the last block's text and in the output
+        (f"transformer_blocks.{last}.norm1_context.linear", f"joint_blocks.{last}.context_block.adaLN_modulation.1", (1, 0), 2),
+        ("transformer_blocks.{}.norm1_context.linear", "joint_blocks.{}.context_block.adaLN_modulation.1"),
+        ("norm_out.linear", "final_layer.adaLN_modulation.1", (1, 0), 2),
+        ("proj_out", "final_layer.linear"),
+        ("pos_embed.proj", "x_embedder.proj"),
+        ("context_embedder", "context_embedder"),
+        ("time_text_embed.timestep_embedder.linear_1", "t_embedder.mlp.0"),
+        ("time_text_embed.timestep_embedder.linear_2", "t_embedder.mlp.2"),
+        ("time_text_embed.text_embedder.linear_1", "y_embedder.mlp.0"),
+        ("time_text_embed.text_embedder.linear_2", "y_embedder.mlp.2"),
+    )
 
 
 def _mlp(official: str, names: tuple[str, str], ours: str) -> list[Entry]:

@@ -93,12 +93,15 @@ class Table:
     ignored: regular expressions of tensors that may be in a file and are not read (statistics, tied copies).
     copies: official name -> the official name of the tensor it repeats; written on export, not read.
     renames: (regular expression, replacement) that give a name of another export its place here; on reading only.
+    original: of models whose original checkpoint has other modules than diffusers': (diffusers' module, the original one, and where several are
+    in one what a kohya.Slot has); "{}" stands for anything, the same in both. The first that fits counts.
     """
 
     entries: tuple[Entry, ...]
     ignored: tuple[str, ...] = ()
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     renames: tuple[tuple[str, str], ...] = ()
+    original: tuple[tuple, ...] = ()
 
     def by_ours(self) -> dict[str, Entry]:
         """The entries by the name of our variable."""

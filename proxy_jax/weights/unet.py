@@ -1,6 +1,7 @@
 """The tensor names of SDXL's UNet (diffusers' UNet2DConditionModel) and its config.json."""
 
 import dataclasses
+from collections.abc import Iterator
 
 from proxy_jax.models.unet import LevelPlan, UNetConfig
 from proxy_jax.weights.conv_blocks import resnet
@@ -21,7 +22,33 @@ def table(config: UNetConfig) -> Table:
         *norm("conv_norm_out", "norm_out"),
         *conv("conv_out", "conv_out"),
     ]
-    return Table(tuple(entries))
+    return Table(tuple(entries), original=tuple(_original(config)))
+
+
+RESNET = (("conv1", "in_layers.2"), ("time_emb_proj", "emb_layers.1"), ("conv2", "out_layers.3"), ("conv_shortcut", "skip_connection"))
+
+
+def _original(config: UNetConfig) -> Iterator[tuple[str, str]]:
+    """The modules of the original checkpoint (sd_xl_base_1.0.safetensors): blocks are numbered through all levels."""
+    places = [(f"mid_block.{part}.{i}", f"middle_block.{number}") for part, i, number in (("resnets", 0, 0), ("attentions", 0, 1), ("resnets", 1, 2))]
+    for side, original, before, plans in (("down_blocks", "input_blocks", 1, config.down), ("up_blocks", "output_blocks", 0, config.up)):
+        for i, plan in enumerate(plans):
+            for j in range(len(plan.widths_in)):
+                number = before + i * (config.layers_per_block + 1) + j
+                places += [(f"{side}.{i}.{part}.{j}", f"{original}.{number}.{k}") for k, part in enumerate(("resnets", "attentions"))]
+            if side == "down_blocks":
+                yield f"{side}.{i}.downsamplers.0.conv", f"{original}.{number + 1}.0.op"
+            else:
+                yield f"{side}.{i}.upsamplers.0.conv", f"{original}.{number}.{2 if plan.depth else 1}.conv"
+    for theirs, original in places:
+        if ".resnets." in theirs:
+            yield from ((f"{theirs}.{layer}", f"{original}.{name}") for layer, name in RESNET)
+        else:
+            yield f"{theirs}.{{}}", f"{original}.{{}}"
+    for theirs, original in (("time_embedding", "time_embed"), ("add_embedding", "label_emb.0")):
+        yield from ((f"{theirs}.linear_{number}", f"{original}.{2 * number - 2}") for number in (1, 2))
+    yield "conv_in", "input_blocks.0.0"
+    yield "conv_out", "out.2"
 
 
 def _mlp(official: str, ours: str) -> list[Entry]:
