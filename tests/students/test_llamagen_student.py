@@ -88,8 +88,8 @@ def test_cached_decoding_equals_teacher_forcing(model, captions):
     assert len({tuple(row) for row in np.asarray(tokens).tolist()}) == 3
 
 
-def test_a_prompt_alone_gives_its_tokens_in_a_batch(model, captions):
-    sampling = Sampling(guidance_scale=3.0, top_k=10)
+@pytest.mark.parametrize("sampling", [Sampling(guidance_scale=3.0, top_k=10), Sampling(guidance_scale=1.0, temperature=0)], ids=["seeded", "greedy"])
+def test_a_prompt_alone_gives_its_tokens_in_a_batch(model, captions, sampling):
     caption, mask = captions
     together, _ = draw(model, caption, mask, jnp.asarray([5, 6, 7]), sampling=sampling)
     for row in range(3):

@@ -26,6 +26,7 @@ SIZES = dict(
     gpt=dict(vocab_size=CODES + 330, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, rope_theta=10000.0),
     vq=dict(embed_dim=6, n_embed=CODES, ddconfig=DDCONFIG),
 )
+SEEDED, GREEDY = Sampling(guidance_scale=3.0, top_k=0), Sampling(guidance_scale=1.0, top_k=0, temperature=0)
 GRID = (2, 4)
 LENGTH = GRID[0] * (GRID[1] + 1) + 1
 
@@ -140,15 +141,14 @@ def test_pictures_become_turns_and_back(student):
 
 
 def test_cached_decoding_equals_teacher_forcing(student, model, text):
-    sampling = Sampling(guidance_scale=3.0, top_k=0)
-    ids, logits = draw(model, text, jnp.arange(3), vocabulary=student.vocabulary, sampling=sampling)
+    ids, logits = draw(model, text, jnp.arange(3), vocabulary=student.vocabulary, sampling=SEEDED)
     expected, _ = guided_logits(student, model, text, ids, 3.0)
     possible = np.isfinite(logits)
     codes = student.vocabulary.frame(*GRID, LENGTH) == CODE
     assert (possible.sum(-1) == np.where(codes, CODES, 1)).all()
     np.testing.assert_allclose(np.where(possible, logits, 0), np.where(possible, expected, 0), atol=1e-4)
     assert len({tuple(row) for row in np.asarray(ids).tolist()}) == 3
-    plain, _ = draw(model, text, jnp.arange(3), vocabulary=student.vocabulary, sampling=Sampling(guidance_scale=1.0, top_k=0, temperature=0))
+    plain, _ = draw(model, text, jnp.arange(3), vocabulary=student.vocabulary, sampling=GREEDY)
     _, conditional = guided_logits(student, model, text, plain, 1.0)
     best = np.where(possible, conditional, -np.inf).argmax(-1)
     np.testing.assert_array_equal(plain, best)
@@ -174,8 +174,9 @@ def test_constraints_hold_over_200_samples_and_text_follows(student, model, text
     assert (np.take_along_axis(guided[:, :4], ids[:, :4, None], -1)[..., 0] >= among - 1e-4).all()
 
 
-def test_a_prompt_alone_gives_its_tokens_in_a_batch(student, model, text):
-    options = dict(vocabulary=student.vocabulary, sampling=Sampling(guidance_scale=3.0, top_k=0))
+@pytest.mark.parametrize("sampling", [SEEDED, GREEDY], ids=["seeded", "greedy"])
+def test_a_prompt_alone_gives_its_tokens_in_a_batch(student, model, text, sampling):
+    options = dict(vocabulary=student.vocabulary, sampling=sampling)
     together, _ = draw(model, text, jnp.asarray([5, 6, 7]), **options)
     for row, caption in enumerate(["a dog", "a photo of sks dog in the snow", ""]):
         alone, _ = draw(model, student.encode_prompts([caption]), jnp.asarray([5 + row]), **options)
