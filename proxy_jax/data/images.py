@@ -48,19 +48,20 @@ def _grey_16_to_8(image: Image.Image) -> Image.Image:
     return grey
 
 
-def center_crop_arr(image: Image.Image, size: int) -> np.ndarray:
-    """The middle square of an RGB image as uint8 [size, size, 3], by the rule of ADM that LlamaGen trains and tests with.
+def center_crop_arr(image: Image.Image, width: int, height: int | None = None) -> np.ndarray:
+    """The middle of an RGB image as uint8 [height, width, 3] (height None: a square), by the rule of ADM that LlamaGen and Lumina-mGPT take.
 
-    The image is halved with a box filter while its shorter side is at least twice `size`, then resized (bicubic) so
-    that the shorter side is `size`.
-    Source: guided-diffusion image_datasets.py, LlamaGen dataset/augmentation.py.
+    The image is halved with a box filter while both of its sides are at least twice as long, then resized (bicubic) to the least size that
+    holds the crop.
+    Source: guided-diffusion image_datasets.py, LlamaGen dataset/augmentation.py; Lumina-mGPT data/item_processor.py, which draws the place.
     """
-    while min(image.size) >= 2 * size:
+    height = width if height is None else height
+    while image.width >= 2 * width and image.height >= 2 * height:
         image = _resize(image, (image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
+    scale = max(width / image.width, height / image.height)
     image = _resize(image, (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return np.asarray(image)[top : top + size, left : left + size].copy()
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return np.asarray(image)[top : top + height, left : left + width].copy()
 
 
 def resize_crop(image: Image.Image, size: int, resample: Image.Resampling) -> np.ndarray:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from proxy_jax.stages import contract, learners, training_set
 from proxy_jax.stages.contract import StageError
-from proxy_jax.stages.tuning import checkpoint_key, previews, squares, tune
+from proxy_jax.stages.tuning import checkpoint_key, cropped, previews, tune
 
 NAME = "proxy_tuning"
 OUTPUTS = ("weights", "metrics.jsonl")
@@ -35,7 +35,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         raise StageError(f"proxy_tuning.mode is 'two_stage', but no prompt holds the token {missing[0]!r}; the first prompt is {prompts[0]!r}")
     return tune(
         learner,
-        *squares(learner, originals, prompts, stage, config.seed)[:2],
+        *cropped(learner, originals, prompts, stage, config.seed)[:2],
         stage=stage,
         batch_size=stage.encode_batch_size,
         seed=config.seed,

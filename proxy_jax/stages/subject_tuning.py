@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from proxy_jax.stages import contract, learners, training_set
-from proxy_jax.stages.tuning import checkpoint_key, previews, squares, tune
+from proxy_jax.stages.tuning import checkpoint_key, cropped, previews, tune
 
 NAME = "subject_tuning"
 OUTPUTS = ("weights", "metrics.jsonl")
@@ -25,7 +25,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     learner = learners.supervisor(config, workdir)
     sources = training_set.sources(config, workdir, NAME)
     subjects = [subject for subject, _ in sources]
-    pictures, prompts, crops = squares(learner, *training_set.pictures(sources, stage.prompt), stage, config.seed)
+    pictures, prompts, crops = cropped(learner, *training_set.pictures(sources, stage.prompt), stage, config.seed)
     return tune(
         learner,
         pictures,

@@ -24,12 +24,14 @@ from proxy_jax.data import images, loader
 from proxy_jax.models import parameters
 from proxy_jax.models.layers import Compute, SubjectEmbed
 from proxy_jax.stages import files
+from proxy_jax.students.lumina_tokens import nearest_bucket
 from proxy_jax.training import lora
 from proxy_jax.training.loop import fit
 from proxy_jax.weights.table import Table
 
 EMBEDDING = "embedding"  # the first training of mode "two_stage"
 Preview = Callable[..., None]  # (model, step, folder=...)
+Size = tuple[int, int]  # width and height in pixels
 
 
 class Learner(Protocol):
@@ -54,14 +56,18 @@ class Learner(Protocol):
     def encoders(self) -> dict[str, Any]:
         """All that decides what the frozen encoders return: files and folders (as Path) and settings."""
 
-    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The text columns of a batch, one row a prompt."""
+    def encode_prompts(self, prompts: Sequence[str], sizes: Sequence[Size] = ()) -> dict[str, np.ndarray]:
+        """The text columns of a batch, one row a prompt.
+
+        sizes: of the pictures that the prompts are of, where those are not all squares of `resolution`; only a learner whose crop leaves
+        other shapes has them.
+        """
 
     def encode_images(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """The picture columns of a batch, one row each of [n, resolution, resolution, 3] uint8."""
+        """The picture columns of a batch, one row each of [n, height, width, 3] uint8, cropped as `crop` says."""
 
     def crop_columns(self, crops: np.ndarray) -> dict[str, np.ndarray]:
-        """Picture columns in place of those of `encode_images` that depend on the crop, of supervisors; crops [n, 4] as `squares` returns them."""
+        """Picture columns in place of those of `encode_images` that depend on the crop, of supervisors; crops [n, 4] as `cropped` returns them."""
 
     def load_model(self, dtype_of: Callable[[str], Any], tuned: Path | None = None) -> nnx.Module:
         """The trained part, from the base checkpoint or from what `save_model` wrote into the folder `tuned`."""
@@ -89,41 +95,51 @@ def checkpoint_key(learner: Learner) -> dict[str, Any]:
     return encoders_key(learner) | learner.settings() | {"base": disk.fingerprint(learner.base)}
 
 
-def encode_prompts(learner: Learner, prompts: Sequence[str], cache: Path) -> dict[str, np.ndarray]:
-    """The learner's text columns for `prompts`, computed once and kept in the folder `cache`."""
-    key = {"prompts": list(prompts), "encoders": encoders_key(learner)}
-    return disk.cached(cache, key, lambda: learner.encode_prompts(prompts))
+def encode_prompts(learner: Learner, prompts: Sequence[str], cache: Path, sizes: Sequence[Size] = ()) -> dict[str, np.ndarray]:
+    """The learner's text columns for `prompts`, computed once and kept in the folder `cache`; sizes: see Learner.encode_prompts."""
+    told = {"sizes": sizes} if sizes else {}
+    key = {"prompts": list(prompts), "encoders": encoders_key(learner), **told}
+    return disk.cached(cache, key, lambda: learner.encode_prompts(prompts, **told))
 
 
-def encode_images(learner: Learner, pictures: np.ndarray, batch_size: int, cache: Path) -> dict[str, np.ndarray]:
-    """The learner's picture columns for `pictures` [n, size, size, 3] uint8, computed once, in batches of one shape."""
+def encode_images(learner: Learner, pictures: Sequence[np.ndarray], batch_size: int, cache: Path) -> dict[str, np.ndarray]:
+    """The learner's picture columns for `pictures` [height, width, 3] uint8, computed once, in batches of one length and shape."""
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    digest = hashlib.sha256()
+    for number, picture in enumerate(pictures):
+        shapes.setdefault(picture.shape, []).append(number)
+        digest.update(picture.tobytes())
 
     def compute() -> dict[str, np.ndarray]:
-        parts = []
-        for rows, kept in sharding.row_batches(len(pictures), batch_size):
-            if parts:
-                logging.log_every_n_seconds(logging.INFO, "encoded %d of %d pictures", 30, len(parts) * batch_size, len(pictures))
-            parts.append({name: values[:kept] for name, values in learner.encode_images(pictures[rows]).items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        parts, order = [], []
+        for members in shapes.values():
+            for rows, kept in sharding.row_batches(len(members), batch_size):
+                if parts:
+                    logging.log_every_n_seconds(logging.INFO, "encoded %d of %d pictures", 30, len(order), len(pictures))
+                columns = learner.encode_images(np.stack([pictures[members[row]] for row in rows]))
+                parts.append({name: values[:kept] for name, values in columns.items()})
+                order += [members[row] for row in rows[:kept]]
+        return {name: np.concatenate([part[name] for part in parts])[np.argsort(order)] for name in parts[0]}
 
-    key = {"pictures": hashlib.sha256(pictures.tobytes()).hexdigest(), "shape": pictures.shape, "encoders": encoders_key(learner)}
+    key = {"pictures": digest.hexdigest(), "shapes": [[shape, len(members)] for shape, members in shapes.items()], "encoders": encoders_key(learner)}
     return disk.cached(cache, key, compute)
 
 
-# How a learner's training pictures become squares: Learner.crop -> function of (Pillow image, size).
+# How a learner's training pictures are cut: Learner.crop -> function of (Pillow image, resolution).
 CROPS: dict[str, Callable[[Image.Image, int], np.ndarray]] = {
     "bilinear": lambda image, size: images.resize_crop(image, size, Image.Resampling.BILINEAR),  # diffusers' DreamBooth scripts for SD3
     "lanczos": lambda image, size: images.resize_crop(image, size, Image.Resampling.LANCZOS),  # and for SDXL
     "llamagen": images.center_crop_arr,
+    "lumina_mgpt": lambda image, size: images.center_crop_arr(image, *nearest_bucket(*image.size, size)),
 }
 
 
-def squares(
+def cropped(
     learner: Learner, pictures: Sequence[Image.Image], prompts: Sequence[str], stage: ConfigDict, seed: int
-) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """The pictures cropped as the learner wants them, [n, resolution, resolution, 3] uint8, the prompt of each, and how each was cropped.
+) -> tuple[list[np.ndarray], list[str], np.ndarray]:
+    """The pictures cropped as the learner wants them, [height, width, 3] uint8, the prompt of each, and how each was cropped.
 
-    The last, [n, 4] int: height and width before; top and left of the cut, after the resize that goes before it.
+    The last, [n, 4] int: height and width before; top and left of a square cut, after the resize that goes before it.
     stage.augment "none": one of each; "paper": stage.augment_variants augmented copies of each instead, one after another.
     """
     crop, size, rng = CROPS[learner.crop], learner.resolution, np.random.default_rng(seed)
@@ -135,12 +151,12 @@ def squares(
             cut.append(crop(variant, size))
             texts.append(prompt)
             crops.append((variant.height, variant.width, *images.crop_corner(*variant.size, size)))
-    return np.stack(cut), texts, np.asarray(crops)
+    return cut, texts, np.asarray(crops)
 
 
 def tune(
     learner: Learner,
-    pictures: np.ndarray,
+    pictures: Sequence[np.ndarray],
     prompts: Sequence[str],
     *,
     stage: ConfigDict,
@@ -160,13 +176,18 @@ def tune(
     preview(model, step, folder=...): as `previews` returns it.
     Returns the numbers of trained and of all parameters.
     """
-    everything = [*prompts, *(prior[1] if prior else ())]
-    unique = sorted(set(everything))
-    place = {prompt: row for row, prompt in enumerate(unique)}
-    tables = encode_prompts(learner, unique, cache)
 
-    def examples(pictures: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        rows = np.asarray([place[prompt] for prompt in prompts], np.int32)
+    def asked(pictures: Sequence[np.ndarray], prompts: Sequence[str]) -> list[tuple[str, Size]]:
+        return [(prompt, (picture.shape[1], picture.shape[0])) for picture, prompt in zip(pictures, prompts, strict=True)]
+
+    unique = sorted({*asked(pictures, prompts), *(asked(*prior) if prior else ())})
+    place = {key: row for row, key in enumerate(unique)}
+    texts, sizes = zip(*unique, strict=True)
+    squares = set(sizes) == {(learner.resolution, learner.resolution)}
+    tables = encode_prompts(learner, texts, cache, () if squares else sizes)
+
+    def examples(pictures: Sequence[np.ndarray], prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        rows = np.asarray([place[key] for key in asked(pictures, prompts)], np.int32)
         return encode_images(learner, pictures, batch_size, cache) | {loader.TABLE_INDEX: rows}
 
     instances, others = examples(pictures, prompts) | columns, examples(*prior) if prior else None

@@ -24,7 +24,7 @@ from proxy_jax.models.layers import Compute, split_keys
 from proxy_jax.models.vqgan import VQConfig
 from proxy_jax.students import subjects, vq
 from proxy_jax.students.decoding import Sampling, decode, guide, keep_top_k
-from proxy_jax.students.lumina_tokens import CODES_PER_CELL, MOST_CELLS, TEXT, Vocabulary
+from proxy_jax.students.lumina_tokens import CODES_PER_CELL, MOST_CELLS, PATCH, TEXT, Vocabulary, bucket_sizes, turn_length
 from proxy_jax.students.next_token import next_token_loss
 from proxy_jax.students.token_student import TokenStudent, of_config
 from proxy_jax.weights import chameleon, chameleon_vqgan, hub
@@ -115,14 +115,16 @@ def _draw_codes(model: Chameleon, text, seed: jax.Array, indices: jax.Array, *, 
 
 @dataclasses.dataclass(kw_only=True)
 class LuminaMGPTStudent(TokenStudent):
-    """Lumina-mGPT, of square pictures. text_tokenizer: the text tokenizer's JSON file; z_loss: its weight in the loss.
+    """Lumina-mGPT. text_tokenizer: the text tokenizer's JSON file; z_loss: its weight in the loss.
 
-    The crop is the official rule for a square bucket, but from the middle where that draws the place.
+    It draws squares. What it learns from keeps its shape: each picture is cut (from its middle) to the nearest of the official sizes, and its
+    prompt asks for that one.
     """
 
     text_tokenizer: Path
     z_loss: float
 
+    crop = "lumina_mgpt"
     model_class = Chameleon
     names = staticmethod(chameleon.table)
     vq_names = staticmethod(chameleon_vqgan.table)
@@ -155,9 +157,9 @@ class LuminaMGPTStudent(TokenStudent):
         """The token ids of a piece of text."""
         return self.text.encode(text, add_special_tokens=False).ids
 
-    def prompt_ids(self, caption: str) -> list[int]:
+    def prompt_ids(self, caption: str, width: int, height: int) -> list[int]:
         """The turn that asks for a picture, from <s> to the end of turn."""
-        text = PROMPT.format(width=self.resolution, height=self.resolution, caption=caption)
+        text = PROMPT.format(width=width, height=height, caption=caption)
         return [self.vocabulary.begin_text, *self.text_ids(text), self.vocabulary.end_turn]
 
     @functools.cached_property
@@ -165,12 +167,14 @@ class LuminaMGPTStudent(TokenStudent):
         """What the text tokenizer makes of each of `tokens`, inside a sentence."""
         return {token: self.text_ids(f"a {token}")[len(self.text_ids("a")) :] for token in self.tokens}
 
-    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    def encode_prompts(self, prompts: Sequence[str], sizes: Sequence[tuple[int, int]] = ()) -> dict[str, np.ndarray]:
         """prompt [n, slots] int32 and prompt_mask [n, slots]: the turns that ask for a picture, padded on the left.
 
-        With `tokens` also subject_rows [n, slots], see `subjects.subject_rows`.
+        sizes: width and height of each picture; none: squares of `resolution`. With `tokens` also subject_rows [n, slots], see
+        `subjects.subject_rows`.
         """
-        turns = [self.prompt_ids(prompt) for prompt in prompts]
+        sizes = sizes or [(self.resolution, self.resolution)] * len(prompts)
+        turns = [self.prompt_ids(prompt, *size) for prompt, size in zip(prompts, sizes, strict=True)]
         slots = -(-max(map(len, turns)) // PROMPT_STEP) * PROMPT_STEP
         mask = np.arange(slots) >= slots - np.asarray([[len(turn)] for turn in turns])
         ids = np.zeros((len(turns), slots), np.int32)
@@ -179,9 +183,14 @@ class LuminaMGPTStudent(TokenStudent):
         return {"prompt": ids, "prompt_mask": mask, **learned}
 
     def encode_images(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """tokens [n, length] int32: the whole turns that answer with images [n, height, width, 3] uint8, all of it supervised."""
+        """tokens [n, length] int32: the whole turns that answer with images [n, height, width, 3] uint8, padded with <s>.
+
+        The length is that of the longest turn of any of the official sizes, so that one shape serves pictures of all of them.
+        """
         codes = sharding.to_host(vq.encode(self.tokenizer, sharding.put_batch(images, sharding.current())))
-        return {"tokens": self.vocabulary.picture(codes)}
+        turns, side = self.vocabulary.picture(codes), self.vq_config.downsample
+        longest = max(turn_length(height // side, width // side) for width, height in bucket_sizes(self.resolution))
+        return {"tokens": np.pad(turns, ((0, 0), (0, longest - turns.shape[1])), constant_values=self.vocabulary.begin_text)}
 
     @functools.cached_property
     def vq_config(self) -> VQConfig:
@@ -214,8 +223,9 @@ class LuminaMGPTStudent(TokenStudent):
             keys=keys_dropout if self.dropout else None,
         )
         losses = next_token_loss(hidden[:, ids.shape[1] - 1 :], model.head, answer, z_loss=self.z_loss)
-        weights = jnp.ones_like(losses).at[:, 0].set(jnp.where(drop, 0.0, 1.0))  # without its prompt nothing comes before the picture
-        return (losses * weights).sum(-1) / weights.sum(-1)
+        alone = drop[:, None] & (jnp.arange(answer.shape[1]) == 0)  # without its prompt nothing comes before the picture
+        supervised = (answer != self.vocabulary.begin_text) & ~alone
+        return (losses * supervised).sum(-1) / supervised.sum(-1)
 
     def draw(
         self,
@@ -244,9 +254,9 @@ def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Calla
     """
     common = of_config(fields, tuning, compute, locate, tokens)
     student = LuminaMGPTStudent(**common, text_tokenizer=locate(fields.text_tokenizer), z_loss=tuning.z_loss)
-    cell = CODES_PER_CELL * student.vq_config.downsample
-    if fields.resolution % cell or fields.resolution > MOST_CELLS * cell:
-        raise hub.CheckpointError(f"student.resolution is {fields.resolution}; Lumina-mGPT draws multiples of {cell} up to {MOST_CELLS * cell}")
+    most = MOST_CELLS * CODES_PER_CELL * student.vq_config.downsample // 2  # a picture is at most twice as long
+    if fields.resolution % PATCH or fields.resolution > most:
+        raise hub.CheckpointError(f"student.resolution is {fields.resolution}; Lumina-mGPT draws multiples of {PATCH} up to {most}")
     codes, named = student.vq_config.codebook_size, len(student.vocabulary.image)
     if codes != named:
         raise hub.CheckpointError(f"{student.vq} has {codes} codes, but {student.text_tokenizer} names {named}")

@@ -73,7 +73,7 @@ class Vocabulary:
         return np.asarray((picture + [TEXT] * length)[:length], np.int32)
 
     def picture(self, codes: np.ndarray) -> np.ndarray:
-        """Codes [n, rows, columns] as whole turns [n, rows · (columns + 1) + 5] int32, from the picture's begin to the turn's end."""
+        """Codes [n, rows, columns] as whole turns [n, turn_length(rows, columns)] int32, from the picture's begin to the turn's end."""
         n, rows, columns = codes.shape
         lines = np.full((n, rows, 1), self.new_line)
         body = np.concatenate([np.asarray(self.image)[codes], lines], axis=-1).reshape(n, -1)
@@ -86,6 +86,11 @@ class Vocabulary:
         code_of[np.asarray(self.image)] = np.arange(len(self.image))
         body = ids[:, : rows * (columns + 1)].reshape(-1, rows, columns + 1)
         return jnp.asarray(code_of)[body[..., :columns]]
+
+
+def turn_length(rows: int, columns: int) -> int:
+    """The number of tokens of a turn that is a picture of rows × columns codes."""
+    return rows * (columns + 1) + 5  # begin, two sizes, end, and the turn's end
 
 
 def bucket_sizes(target: int) -> list[tuple[int, int]]:

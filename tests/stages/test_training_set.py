@@ -25,10 +25,11 @@ def test_pictures_keep_their_prompts_among_many(tmp_path, monkeypatch):
     learner = SimpleNamespace(
         encoders=dict,
         encode_prompts=lambda prompts: {"text": np.asarray([int(prompt.split()[-1]) for prompt in prompts], np.int32)},
-        encode_images=lambda pictures: {"picture": pictures.astype(np.int32) @ [65536, 256, 1]},
+        encode_images=lambda pictures: {"picture": pictures[:, 0, 0].astype(np.int32) @ [65536, 256, 1]},
+        resolution=1,
     )
     numbers = np.arange(count + 10)
-    pictures = np.stack([numbers >> 16, numbers >> 8 & 255, numbers & 255], -1).astype(np.uint8)
+    pictures = np.stack([numbers >> 16, numbers >> 8 & 255, numbers & 255], -1).astype(np.uint8)[:, None, None]
     prompts = [f"picture {number % kinds}" for number in numbers]
     seen = []
 

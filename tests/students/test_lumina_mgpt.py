@@ -7,26 +7,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
+from configs import smoke
 from proxy_jax.models import parameters
 from proxy_jax.models.layers import Compute
-from proxy_jax.stages import random_weights
-from proxy_jax.students import lumina_mgpt
+from proxy_jax.stages import random_weights, tuning
+from proxy_jax.students import lumina_mgpt, vq
 from proxy_jax.students.decoding import Sampling, guide
 from proxy_jax.students.lumina_mgpt import LuminaMGPTStudent, generate
-from proxy_jax.students.lumina_tokens import CODE, TEXT, Vocabulary, bucket_sizes, image_tokens, nearest_bucket
+from proxy_jax.students.lumina_tokens import CODE, TEXT, Vocabulary, bucket_sizes, image_tokens, nearest_bucket, turn_length
 from proxy_jax.training import lora
 from proxy_jax.weights.golden import Case, lumina
 from proxy_jax.weights.region import CheckpointError
 from proxy_jax.weights.tensors import open_tensors
 
-CODES, RESOLUTION = 24, 16
+CODES, RESOLUTION = 24, 32
 DDCONFIG = dict(z_channels=8, ch=32, ch_mult=(1, 1, 1), num_res_blocks=1, in_channels=3, out_ch=3, resolution=16, attn_resolutions=())
 SIZES = dict(
     gpt=dict(vocab_size=CODES + 330, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, rope_theta=10000.0),
     vq=dict(embed_dim=6, n_embed=CODES, ddconfig=DDCONFIG),
 )
-SEEDED, GREEDY = Sampling(guidance_scale=3.0, top_k=0), Sampling(guidance_scale=1.0, top_k=0, temperature=0)
+SEEDED, GREEDY = Sampling(guidance_scale=3.0, top_k=0, temperature=9.0), Sampling(guidance_scale=1.0, top_k=0, temperature=0)
 GRID = (2, 4)
 LENGTH = GRID[0] * (GRID[1] + 1) + 1
 
@@ -126,7 +128,7 @@ def test_a_prompt_in_tokens(student, text):
     for row, caption in enumerate(["a dog", "a photo of sks dog in the snow", ""]):
         ids = text["prompt"][row][text["prompt_mask"][row]].tolist()
         assert (ids[0], ids[-1]) == (vocabulary.begin_text, vocabulary.end_turn)
-        assert tokenizer.decode(ids[1:-1]) == f"Generate an image of 16x16 according to the following prompt:\n{caption}"
+        assert tokenizer.decode(ids[1:-1]) == f"Generate an image of 32x32 according to the following prompt:\n{caption}"
         assert text["prompt_mask"][row].tolist() == sorted(text["prompt_mask"][row].tolist()), "padding comes first"
     assert tokenizer.encode("dog<reserved08706>", add_special_tokens=False).ids[-1] == vocabulary.end_turn
 
@@ -134,10 +136,41 @@ def test_a_prompt_in_tokens(student, text):
 def test_pictures_become_turns_and_back(student):
     images = np.random.default_rng(0).integers(0, 256, (3, RESOLUTION, RESOLUTION, 3), dtype=np.uint8)
     ids = student.encode_images(images)["tokens"]
-    assert (ids.shape, ids.dtype) == ((3, 3 + 4 * 5 + 2), np.int32)
-    codes = student.vocabulary.codes(jnp.asarray(ids[:, 3:]), 4, 4)
+    assert (ids.shape, ids.dtype) == ((3, 3 + 8 * 9 + 2), np.int32)
+    codes = student.vocabulary.codes(jnp.asarray(ids[:, 3:]), 8, 8)
     np.testing.assert_array_equal(codes, student.tokenizer.encode(images.astype(np.float32) / 127.5 - 1))
     np.testing.assert_array_equal(student.vocabulary.picture(np.asarray(codes)), ids)
+
+
+def test_pictures_of_other_shapes_keep_theirs_in_one_batch(folder, model, tmp_path, monkeypatch):
+    """Each is cut to the nearest size, its own prompt asks for that size, and padding takes no part in its loss."""
+    student, batches = student_in(folder, resolution=64), []
+    sizes = {"a dog": (200, 100), "a cat": (50, 210), "a cow": (60, 30)}
+    cut = {"a dog": (64, 32), "a cat": (32, 128), "a cow": (64, 32)}
+    originals = [Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in sizes.values()]
+    monkeypatch.setattr(tuning, "fit", lambda model, loss, found, **options: batches.append(next(found)) or model)
+    stage = smoke.get_config("sd3,lumina_mgpt").proxy_tuning
+    stage.training.batch_size = 3
+    pictures, prompts, _ = tuning.cropped(student, originals, list(sizes), stage, seed=0)
+    assert [picture.shape[1::-1] for picture in pictures] == list(cut.values())
+    halved = originals[0].resize((100, 50), Image.Resampling.BOX)
+    np.testing.assert_array_equal(pictures[0], halved.resize((64, 32), Image.Resampling.BICUBIC))
+    tuning.tune(student, pictures, prompts, stage=stage, batch_size=2, seed=0, folder=tmp_path, cache=tmp_path / "cache")
+
+    (batch,), vocabulary, turns = batches, student.vocabulary, {}
+    assert batch["tokens"].shape == (3, turn_length(128 // 4, 32 // 4))
+    for number, turn in enumerate(batch["tokens"]):
+        request = student.text.decode(batch["prompt"][number][batch["prompt_mask"][number]][1:-1].tolist())
+        prompt = request.splitlines()[-1]
+        width, height = cut[prompt]
+        assert request == f"Generate an image of {width}x{height} according to the following prompt:\n{prompt}"
+        codes = vq.encode(student.tokenizer, np.stack([pictures[prompts.index(prompt)]] * 2))[:1]
+        (turns[number],) = vocabulary.picture(np.asarray(codes))
+        np.testing.assert_array_equal(turn, np.pad(turns[number], (0, len(turn) - len(turns[number])), constant_values=vocabulary.begin_text))
+    number = min(turns, key=lambda number: len(turns[number]))
+    row = {name: values[number : number + 1] for name, values in batch.items()} | {"row_index": np.zeros(1, int)}
+    losses = [student.loss(model, row | {"tokens": tokens}, jax.random.key(0)) for tokens in (row["tokens"], turns[number][None])]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
 def test_cached_decoding_equals_teacher_forcing(student, model, text):
@@ -307,14 +340,14 @@ def test_peft_and_we_read_each_others_adapters(official, tmp_path):
 def test_checkpoints_that_do_not_fit_are_refused(folder, tmp_path):
     tuning = ConfigDict(dict(class_dropout=0.1, dropout=0.0, z_loss=1e-5, mode="lora"))
 
-    files = dict(gpt=str(folder / "gpt"), vq=str(folder / "vqgan.safetensors"), text_tokenizer=str(folder / "text_tokenizer.json"), resolution=16)
+    files = dict(gpt=str(folder / "gpt"), vq=str(folder / "vqgan.safetensors"), text_tokenizer=str(folder / "text_tokenizer.json"), resolution=32)
 
     def made(**changes):
         return lumina_mgpt.make(ConfigDict(files | changes), tuning, Compute(), type(folder), ("sks",))
 
     assert made().tokens == ()
-    for resolution in (20, 8 * 65):
-        with pytest.raises(CheckpointError, match=rf"student.resolution is {resolution}; Lumina-mGPT draws multiples of 8 up to 512"):
+    for resolution in (40, 288):
+        with pytest.raises(CheckpointError, match=rf"student.resolution is {resolution}; Lumina-mGPT draws multiples of 32 up to 256"):
             made(resolution=resolution)
     random_weights.chameleon_tokenizer(CODES + 1).save(str(tmp_path / "more.json"))
     with pytest.raises(CheckpointError, match=rf"vqgan.safetensors has {CODES} codes, but .*more.json names {CODES + 1}"):

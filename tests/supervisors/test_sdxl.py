@@ -10,7 +10,7 @@ from PIL import Image
 from proxy_jax.data import images
 from proxy_jax.models.layers import Compute
 from proxy_jax.stages import random_weights
-from proxy_jax.stages.tuning import squares
+from proxy_jax.stages.tuning import cropped
 from proxy_jax.supervisors.sdxl import SDXLSupervisor
 from proxy_jax.weights import hub
 
@@ -26,7 +26,7 @@ def picture(width: int, height: int) -> Image.Image:
 def test_time_ids_say_where_each_square_was_cut(tmp_path):
     """The square is what the resized picture shows from there on; sizes are those before the resize."""
     learner, pictures = supervisor(tmp_path), [picture(100, 64), picture(40, 90), picture(32, 32)]
-    cut, prompts, crops = squares(learner, pictures, ["a", "b", "c"], ConfigDict(dict(augment="none")), seed=0)
+    cut, prompts, crops = cropped(learner, pictures, ["a", "b", "c"], ConfigDict(dict(augment="none")), seed=0)
     ids = learner.crop_columns(crops)["time_ids"]
     assert prompts == ["a", "b", "c"] and ids.dtype == np.float32
     assert ids.tolist() == [[64, 100, 0, 9, 32, 32], [90, 40, 20, 0, 32, 32], [32, 32, 0, 0, 32, 32]]
@@ -37,8 +37,8 @@ def test_time_ids_say_where_each_square_was_cut(tmp_path):
 
 def test_augmented_pictures_have_their_own_sizes_and_prompts(tmp_path):
     stage = ConfigDict(dict(augment="paper", augment_variants=2))
-    cut, prompts, crops = squares(supervisor(tmp_path), [picture(100, 64), picture(40, 90)], ["a", "b"], stage, seed=3)
-    assert prompts == ["a", "a", "b", "b"] and cut.shape == (4, 32, 32, 3)
+    cut, prompts, crops = cropped(supervisor(tmp_path), [picture(100, 64), picture(40, 90)], ["a", "b"], stage, seed=3)
+    assert prompts == ["a", "a", "b", "b"] and np.shape(cut) == (4, 32, 32, 3)
     rng = np.random.default_rng(3)
     variants = [images.augment(original, rng) for original in (picture(100, 64), picture(40, 90)) for _ in range(2)]
     assert crops[:, :2].tolist() == [[variant.height, variant.width] for variant in variants]
