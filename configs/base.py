@@ -39,7 +39,14 @@ def subject_tuning() -> ConfigDict:
         dict(
             source="photos",  # photos | proxies: those of the field `proxies` (the paper's control, a diffusion model tuned on proxies)
             mode="lora",  # lora | full
-            lora=ConfigDict(dict(rank=16, alpha=16.0, pattern=r"(blocks|dual_blocks|last_block)\.attention\.(img|txt)_(q|k|v|o)")),
+            lora=ConfigDict(
+                dict(
+                    rank=16,
+                    alpha=16.0,
+                    pattern=r"(blocks|dual_blocks|last_block)\.attention\.(img|txt)_(q|k|v|o)",
+                    base="compute",  # how the frozen kernels are held: compute (in compute.dtype) | int8 (with a scale an output channel)
+                )
+            ),
             prompt="a photo of {token} {class_noun}",  # diffusers
             weighting="logit_normal",  # SD3, FLUX: logit_normal | none | sigma_sqrt | cosmap | mode (diffusers)
             precondition_outputs=True,  # SD3, diffusers: regress the clean latents
@@ -63,7 +70,7 @@ def proxy_tuning() -> ConfigDict:
             # lora | full | two_stage: the token's text features first (`embedding`), then all weights (`training`), as Sun et al.,
             # arXiv 2504.13162, who take 70 steps at 5e-6 for the second
             mode="lora",
-            lora=ConfigDict(dict(rank=16, alpha=16.0, pattern=r"blocks\.(q|k|v|o|gate|up|down)")),
+            lora=ConfigDict(dict(rank=16, alpha=16.0, pattern=r"blocks\.(q|k|v|o|gate|up|down)", base="compute")),  # base: as in stage 1
             prompt="a photo of {token} {class_noun}",  # of photos; proxies carry their own
             # Prior preservation as in stage 1, on class images of the untuned student. weight 0: off (ours)
             prior=ConfigDict(
@@ -155,6 +162,10 @@ def get_config() -> ConfigDict:
             resolution=512,  # diffusers: SD3 DreamBooth LoRA
             max_sequence_length=77,  # SD3, FLUX: T5 tokens (diffusers' training scripts)
             t5=True,  # SD3: False puts zeros in place of T5's features
+            # A LoRA that has learned the subject elsewhere, by diffusers or kohya's sd-scripts: file or folder, or hub id/file. Stage 1 then trains
+            # nothing. "": stage 1 trains
+            lora="",
+            vae_tile=0,  # pictures are decoded in tiles of so many pixels, for memory (diffusers' tiled decoding; its default is 512); 0: whole
             sampler="euler",  # SDXL: euler (the published scheduler) | ddim
         )
     )
@@ -204,6 +215,19 @@ def sdxl(config: ConfigDict) -> None:
     config.subject_tuning.training.learning_rate = 1e-4
     for drawing in (config.subject_tuning.prior, config.proxy_generation, config.evaluation.supervisor):
         drawing.update(steps=50, guidance_scale=5.0)
+
+
+# Of each size of SD3.5: the steps and guidance of its model card
+SD35 = {"medium": dict(steps=40, guidance_scale=4.5), "large": dict(steps=28, guidance_scale=3.5)}
+
+
+def sd35(config: ConfigDict, size: str = "medium") -> None:
+    """Makes SD3.5 (a key of SD35) the supervisor: SD3's settings of diffusers' DreamBooth LoRA script, and its model card's steps and guidance."""
+    if size not in SD35:
+        raise ValueError(f"SD3.5 is {' or '.join(SD35)}, not {size!r}")
+    config.supervisor.checkpoint = f"stabilityai/stable-diffusion-3.5-{size}"
+    for drawing in (config.subject_tuning.prior, config.proxy_generation, config.evaluation.supervisor):
+        drawing.update(SD35[size])
 
 
 def flux(config: ConfigDict) -> None:

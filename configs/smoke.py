@@ -3,7 +3,7 @@
     python -m proxy_jax.main --config configs/smoke.py --workdir runs/smoke
     python -m proxy_jax.main --config configs/smoke.py:sdxl --workdir runs/smoke_sdxl
 
-The argument: the family of the supervisor (sd3, the default, sdxl or flux) and, after a comma, of the student (llamagen, the default, or
+The argument: the supervisor (sd3, the default, sd35, sdxl or flux) and, after a comma, the student (llamagen, the default, or
 lumina_mgpt), e.g. configs/smoke.py:sd3,lumina_mgpt. Hardware: 2 CPU cores, under 3 minutes. Expected result: evaluation/report.html in the
 workdir; no score in it means anything. The photos are DreamBench's dog where that set lies beside the checkout, else the three drawings in
 configs/smoke_photos.
@@ -113,7 +113,10 @@ SUPERVISORS = dict(
         text_encoder_2=T5,
     ),
 )
-DEFAULTS = {"sdxl": base.sdxl, "flux": base.flux}  # base.py itself is SD3's
+# As the Medium: normalised queries and keys, a second attention in the first blocks
+SD35 = SUPERVISORS["sd3"]["transformer"] | dict(qk_norm="rms_norm", dual_attention_layers=(0,))
+SUPERVISORS["sd35"] = SUPERVISORS["sd3"] | dict(transformer=SD35)
+DEFAULTS = {"sd35": base.sd35, "sdxl": base.sdxl, "flux": base.flux}  # base.py itself is SD3's
 
 
 STUDENTS = dict(

@@ -1,4 +1,4 @@
-"""The four stages with Lumina-mGPT as the student, by its variant of the smoke run; then its whole weights and a learned token."""
+"""The four stages with SD3.5 and Lumina-mGPT, by their variant of the smoke run; then the student's whole weights and a learned token."""
 
 import json
 
@@ -11,7 +11,7 @@ from tests.pipeline.conftest import finish, start
 
 pytestmark = pytest.mark.slow
 
-CONFIG = "configs/smoke.py:sd3,lumina_mgpt"
+CONFIG = "configs/smoke.py:sd35,lumina_mgpt"
 TWO_STAGE = ["mode=two_stage", "training.steps=2", "embedding.steps=2", "embedding.batch_size=8", "dropout=0.1"]
 
 
@@ -25,8 +25,14 @@ def test_four_stages_and_two_stage_tuning(tmp_path, subject_flags):
     finish(start(workdir, *subject_flags, config=CONFIG), workdir)
     report = json.loads((workdir / "evaluation" / "report.json").read_text())
     assert [row["arm"] for row in report["rows"]] == ["supervisor", "student"] and all(row["scores"]["images"] == 8 for row in report["rows"])
+    # Eight modules in each of the first two blocks, none of the second attention (diffusers); seven in the last, where the text ends: nothing
+    # comes of its queries.
+    adapters = tensors(workdir / "subject_tuning" / "weights" / "pytorch_lora_weights.safetensors")
+    assert len(adapters) == 2 * (8 + 8 + 7)
+    assert [name for name, value in adapters.items() if not value.any()] == ["transformer.transformer_blocks.2.attn.add_q_proj.lora_B.weight"]
+    assert json.loads((workdir / "subject_tuning" / "config.json").read_text())["proxy_generation"]["guidance_scale"] == 4.5
     tuned, base = workdir / "proxy_tuning", workdir / "random_weights" / "student" / "gpt"
-    adapters = tensors(tuned / "weights" / "pytorch_lora_weights.safetensors")
+    adapters = tensors(tuned / "weights" / "adapter_model.safetensors")
     assert len(adapters) == 2 * 3 * 7 and all(np.abs(value).max() > 0 for value in adapters.values())
     losses = [json.loads(line)["loss"] for line in (tuned / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 8 and np.isfinite(losses).all()

@@ -1,0 +1,23 @@
+"""SD3.5 Medium, or Large, teaches LlamaGen-XL one's own subject: LoRA on both, 1000 proxies at 512 px learned at 256 px.
+
+    python -m proxy_jax.main --config configs/sd35_llamagen.py --workdir runs/my_dog \\
+        --config.subject.photos=photos/my_dog --config.subject.class_noun=dog --config.subject.live=True
+
+With `configs/sd35_llamagen.py:large` the 8B model. Checkpoints (downloaded on first use): stabilityai/stable-diffusion-3.5-medium (or
+-large; accept its licence on its page first), peizesun/llamagen_t2i, google/flan-t5-xl, facebook/dino-vits16,
+openai/clip-vit-base-patch32.
+Hardware: one accelerator with 24 GB or more, of Large 40 GB (its frozen denoiser takes 16 GB in bfloat16). Not run at full size by us yet:
+no score or time is claimed.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(size: str = "medium") -> ConfigDict:
+    config = base.get_config()
+    base.sd35(config, size)
+    config.subject_tuning.training.preview_every = 100
+    config.proxy_tuning.training.preview_every = 250
+    return config
