@@ -57,17 +57,23 @@ class Adapter(nnx.Module):
         self.a, self.b, self.scale = a, b, scale
 
 
+def scaled(y: jax.Array, scale: Buffer | None) -> jax.Array:
+    """What a kernel has made, times the scale of each output channel if the kernel is int8 (proxy_jax/weights/table.py)."""
+    return y if scale is None else (y * scale[...]).astype(y.dtype)
+
+
 class Dense(nnx.Module):
     """y = x · kernel + bias, kernel [in, out], plus the adapter when one is attached (proxy_jax/training/lora.py)."""
 
     def __init__(self, n_in: int, n_out: int, *, bias: bool = True, axes: Axes = ("embed", "mlp"), rngs: nnx.Rngs):
         kernel = jax.nn.initializers.lecun_normal()(rngs.params(), (n_in, n_out))
         self.kernel = nnx.Param(kernel, axes=axes)
+        self.kernel_scale = nnx.data(None)
         self.bias = nnx.Param(jnp.zeros(n_out), axes=axes[1:]) if bias else None
         self.lora = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = scaled(x @ self.kernel[...].astype(x.dtype), self.kernel_scale)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         if self.lora is not None:
@@ -95,13 +101,14 @@ class Conv(nnx.Module):
     ):
         kernel = jax.nn.initializers.lecun_normal()(rngs.params(), (window, window, n_in, n_out))
         self.kernel = nnx.Param(kernel, axes=axes)
+        self.kernel_scale = nnx.data(None)
         self.bias = nnx.Param(jnp.zeros(n_out), axes=axes[3:]) if bias else None
         self.stride = stride
         self.padding = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
         self.lora = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = self._convolve(x, self.kernel[...])
+        y = scaled(self._convolve(x, self.kernel[...]), self.kernel_scale)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         if self.lora is not None:
@@ -116,6 +123,11 @@ class Conv(nnx.Module):
             padding=self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
+
+
+def layers_of(model: nnx.Module) -> dict[str, Dense | Conv]:
+    """Every Dense and Conv of `model` by its dotted path."""
+    return {parameters.name_of(path): node for path, node in nnx.iter_graph(model) if isinstance(node, (Dense, Conv))}
 
 
 class Embed(nnx.Module):

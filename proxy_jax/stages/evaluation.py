@@ -26,7 +26,7 @@ from proxy_jax.metrics.probes import Probes
 from proxy_jax.models.layers import Compute
 from proxy_jax.stages import contract, files, learners, training_set
 from proxy_jax.stages.drawing import draw_images
-from proxy_jax.stages.tuning import Learner, checkpoint_key, tuned_model
+from proxy_jax.stages.tuning import Learner, base_model, checkpoint_key, tuned_model
 
 NAME = "evaluation"
 OUTPUTS = ("report.json", "report.md", "report.html")
@@ -75,7 +75,7 @@ def arm(name: str, config: ConfigDict, workdir: Path) -> tuple[Learner, Callable
     learner = (learners.supervisor if role == "supervisor" else learners.student)(config, workdir)
     options = config.evaluation[role].to_dict()
     if not tuned:
-        return learner, lambda: learner.load_model(lambda name: learner.compute.dtype), options
+        return learner, lambda: base_model(learner, config[TUNED_IN[role]]), options
     return learner, lambda: tuned_model(learner, config[TUNED_IN[role]], workdir / TUNED_IN[role]), options
 
 

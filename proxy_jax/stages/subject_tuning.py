@@ -1,12 +1,16 @@
-"""Stage 1: DreamBooth. The supervisor learns the subject from its photos (Ruiz et al., arXiv 2208.12242; the paper's section 3.1)."""
+"""Stage 1: DreamBooth. The supervisor learns the subject from its photos (Ruiz et al., arXiv 2208.12242; the paper's section 3.1).
+
+Or it has learned it elsewhere: `supervisor.lora`.
+"""
 
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from proxy_jax.data.cache import fingerprint
 from proxy_jax.stages import contract, learners, training_set
-from proxy_jax.stages.tuning import checkpoint_key, cropped, previews, tune
+from proxy_jax.stages.tuning import adopt, checkpoint_key, cropped, previews, tune
 
 NAME = "subject_tuning"
 OUTPUTS = ("weights", "metrics.jsonl")
@@ -16,13 +20,17 @@ def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """What decides this stage's outputs: its fields, the photos (or proxies) and the checkpoint."""
     learner = learners.supervisor(config, workdir)
     found = contract.fields(config, "seed", "supervisor", "compute", NAME) | {"checkpoint": checkpoint_key(learner)}
+    if config.supervisor.lora:
+        return found | {"lora": fingerprint(learners.locate(workdir)(config.supervisor.lora))}
     return found | training_set.key(config, workdir, NAME)
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Writes subject_tuning/weights/ (a LoRA in diffusers' naming, or the denoiser's folder), the loss curve and sample grids."""
+    """Writes subject_tuning/weights/ (a LoRA in diffusers' and in kohya's naming, or the denoiser's folder), the loss curve and sample grids."""
     stage, folder, cache = config.subject_tuning, workdir / NAME, workdir / "cache"
     learner = learners.supervisor(config, workdir)
+    if config.supervisor.lora:
+        return adopt(learner, learners.locate(workdir)(config.supervisor.lora), stage, folder)
     sources = training_set.sources(config, workdir, NAME)
     subjects = [subject for subject, _ in sources]
     pictures, prompts, crops = cropped(learner, *training_set.pictures(sources, stage.prompt), stage, config.seed)

@@ -14,7 +14,7 @@ from proxy_jax.data import cache, proxy_set
 from proxy_jax.stages import contract, files, learners
 from proxy_jax.stages.contract import StageError
 from proxy_jax.stages.drawing import draw_images
-from proxy_jax.stages.tuning import Learner, checkpoint_key
+from proxy_jax.stages.tuning import Learner, base_model, checkpoint_key
 
 PRIOR = ("weight", "num_images", "prompt")  # the fields of `prior` that are no sampling option
 Source = tuple[learners.Subject, Path | None]  # a subject, and its proxy set or, without one, its photos
@@ -99,7 +99,7 @@ def class_pictures(
     def draw() -> dict[str, np.ndarray]:
         paths = draw_images(
             learner,
-            lambda: learner.load_model(lambda name: learner.compute.dtype),
+            lambda: base_model(learner, config[stage]),
             wanted,
             folder,
             seed=config.seed,
@@ -110,7 +110,8 @@ def class_pictures(
         )
         return {"pictures": np.stack([files.load_picture(path) for path in paths])}
 
-    key = {"class_images": wanted, "seed": config.seed, "options": options, "learner": checkpoint_key(learner)}
+    drawn_by = {"learner": checkpoint_key(learner), "base": config[stage].lora.base, "vae_tile": config.supervisor.vae_tile}
+    key = {"class_images": wanted, "seed": config.seed, "options": options} | drawn_by
     found = cache.cached(workdir / "cache", key, draw)["pictures"]
     for index, picture in enumerate(found):
         if not (path := folder / f"{index:05d}.png").is_file():  # another run drew it

@@ -29,6 +29,7 @@ from proxy_jax.training import lora
 from proxy_jax.training.loop import fit
 from proxy_jax.weights.table import Table
 
+KOHYA_FILE = "kohya_lora_weights.safetensors"
 EMBEDDING = "embedding"  # the first training of mode "two_stage"
 Preview = Callable[..., None]  # (model, step, folder=...)
 Size = tuple[int, int]  # width and height in pixels
@@ -205,14 +206,34 @@ def tune(
         show = preview and functools.partial(preview, folder=folder / name / "previews")
         model = fit(model, learner.loss, batches, config=training, trainable=trainable, directory=folder / name, seed=seed, preview=show)
     if stage.mode == "lora":
-        lora.save(model, _adapters(learner, folder), learner.table, prefix=learner.lora_prefix)
+        _save_adapters(learner, model, folder)
     else:
         learner.save_model(model, folder / "weights")
     return counts
 
 
+def adopt(learner: Learner, adapters: Path, stage: ConfigDict, folder: Path) -> dict[str, Any]:
+    """Takes adapters trained elsewhere (a file, or the folder of one) for what `tune` would have written under folder/weights.
+
+    Raises WeightsError for a file that is none for this model.
+    """
+    model = base_model(learner, stage)
+    file = adapters / lora.file_name(learner.lora_prefix) if adapters.is_dir() else adapters
+    names = lora.load(model, file, learner.table, prefix=learner.lora_prefix)
+    logging.info("%s: LoRA on %d kernels; nothing is trained", file, len(names))
+    _save_adapters(learner, model, folder)
+    (folder / "metrics.jsonl").touch()
+    return {"trained_parameters": 0, "all_parameters": count(model)}
+
+
 def _adapters(learner: Learner, folder: Path) -> Path:
     return folder / "weights" / lora.file_name(learner.lora_prefix)
+
+
+def _save_adapters(learner: Learner, model: nnx.Module, folder: Path) -> None:
+    lora.save(model, _adapters(learner, folder), learner.table, prefix=learner.lora_prefix)
+    if learner.table.original:
+        lora.save_kohya(model, folder / "weights" / KOHYA_FILE, learner.table)
 
 
 def trainings(stage: ConfigDict) -> dict[str, ConfigDict]:
@@ -245,7 +266,7 @@ def trainable_model(learner: Learner, stage: ConfigDict, text: Mapping[str, np.n
     text: the text columns of the prompts it will see, from which learned features of the subjects' tokens start.
     """
     if stage.mode == "lora":
-        model = learner.load_model(lambda name: learner.compute.dtype)
+        model = base_model(learner, stage)
         names = lora.attach(model, stage.lora.pattern, stage.lora.rank, stage.lora.alpha, jax.random.key(seed))
         logging.info("LoRA of rank %d on %d kernels", stage.lora.rank, len(names))
         return model
@@ -255,17 +276,19 @@ def trainable_model(learner: Learner, stage: ConfigDict, text: Mapping[str, np.n
     return model
 
 
+def base_model(learner: Learner, stage: ConfigDict) -> nnx.Module:
+    """The untuned model, frozen: in the compute dtype, or, if the stage trains adapters on it so, its kernels in int8."""
+    int8 = stage.mode == "lora" and stage.lora.base == "int8"
+    return learner.load_model(lambda name: jnp.int8 if int8 and name.endswith(".kernel") else learner.compute.dtype)
+
+
 def tuned_model(learner: Learner, stage: ConfigDict, folder: Path) -> nnx.Module:
     """The model that `tune` wrote under folder/weights, to draw from; adapters stay beside their kernels, unrounded."""
-
-    def in_compute_dtype(name: str) -> Any:
-        return learner.compute.dtype
-
     if stage.mode == "lora":
-        model = learner.load_model(in_compute_dtype)
+        model = base_model(learner, stage)
         lora.load(model, _adapters(learner, folder), learner.table, prefix=learner.lora_prefix)
         return model
-    return learner.load_model(in_compute_dtype, tuned=folder / "weights")
+    return learner.load_model(lambda name: learner.compute.dtype, tuned=folder / "weights")
 
 
 def previews(learner: Learner, prompts: Sequence[str], stage: ConfigDict, *, seed: int, options: Mapping[str, Any], cache: Path) -> Preview | None:

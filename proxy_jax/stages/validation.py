@@ -35,6 +35,7 @@ CHOICES: Mapping[str, Sequence[str]] = {
     **{f"{stage}.source": ("proxies", "photos") for stage in TUNINGS},
     "subject_tuning.mode": ("lora", "full"),
     "proxy_tuning.mode": ("lora", "full", "two_stage"),
+    **{f"{stage}.lora.base": ("compute", "int8") for stage in TUNINGS},
     **{f"{stage}.augment": ("none", "paper") for stage in TUNINGS},
 }
 
@@ -66,7 +67,7 @@ RANGES: Sequence[tuple[str, Callable[[float], bool], Sequence[str]]] = (
         "at least 0",
         lambda x: x >= 0,
         (
-            *("proxy_tuning.num_proxies", "proxy_tuning.z_loss", "subject_tuning.snr_gamma", *_both("prior.weight")),
+            *("supervisor.vae_tile", "proxy_tuning.num_proxies", "proxy_tuning.z_loss", "subject_tuning.snr_gamma", *_both("prior.weight")),
             *(f"{group}.{name}" for group in ("evaluation.student", "proxy_tuning.prior") for name in ("top_k", "temperature")),
             *_trainings("warmup_steps", "weight_decay", "clip_norm", "preview_every"),
         ),
@@ -142,6 +143,13 @@ def _choices(config: ConfigDict) -> list[str]:
         problems += [f"{name} is {member!r}; it can be {' or '.join(choices)}" for member in members if member not in choices]
     if not config.evaluation.arms or len(set(config.evaluation.arms)) < len(config.evaluation.arms):
         problems.append(f"evaluation.arms names one arm or more, each once, not {tuple(config.evaluation.arms)}")
+    problems += [
+        f"{stage}.lora.base is 'int8', which cannot be trained: {stage}.mode must be 'lora', not {config[stage].mode!r}"
+        for stage in TUNINGS
+        if config[stage].lora.base == "int8" and config[stage].mode != "lora"
+    ]
+    if config.supervisor.lora and config.subject_tuning.mode != "lora":
+        problems.append("supervisor.lora is given, which takes the place of stage 1's LoRA, but subject_tuning.mode is not 'lora'")
     if config.subject_tuning.source == "proxies" and not config.proxies:
         problems.append("subject_tuning.source is 'proxies', but this run's own come after it: give --config.proxies=FOLDER, another run's set")
     return problems

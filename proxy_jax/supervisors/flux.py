@@ -148,6 +148,7 @@ def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Calla
     supervisor = FluxSupervisor(
         folder=locate(fields.checkpoint),
         resolution=fields.resolution,
+        vae_tile=fields.vae_tile,
         max_sequence_length=fields.max_sequence_length,
         weighting=noise.Weighting(tuning.weighting),
         compute=compute,

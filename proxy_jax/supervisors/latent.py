@@ -48,9 +48,44 @@ def encode(vae: AutoencoderKL, images: jax.Array) -> tuple[jax.Array, jax.Array]
 @parameters.jit
 def decode(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
     """Pictures [n, f·h, f·w, 3] uint8 of latents as the denoiser has them [n, h, w, channels], in full precision."""
+    return _to_bytes(_decode(vae, latents))
+
+
+def decode_tiled(vae: AutoencoderKL, latents: jax.Array, side: int) -> jax.Array:
+    """As `decode`, in tiles of side × side latents, a multiple of 4, with the memory of one tile at a time.
+
+    Tiles overlap by a quarter and are blended there, as in diffusers' tiled decoding: a little different from the whole at once.
+    """
+    stride, factor, rows = side - side // 4, vae.config.downsample, []
+    for top in range(0, latents.shape[1], stride):
+        row = []
+        for left in range(0, latents.shape[2], stride):
+            tile = _decode_tile(vae, latents[:, top : top + side, left : left + side])
+            tile = _blend(rows[-1][len(row)], tile, factor * side // 4, axis=1) if rows else tile
+            row.append(_blend(row[-1], tile, factor * side // 4, axis=2) if row else tile)
+        rows.append(row)
+    kept = slice(factor * stride)
+    return _to_bytes(jnp.concatenate([jnp.concatenate([tile[:, kept, kept] for tile in row], axis=2) for row in rows], axis=1))
+
+
+def _decode(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
     with jax.default_matmul_precision("highest"):
-        pixels = jnp.clip(vae.decode(vae.unscale(latents)).astype(jnp.float32), -1, 1)
-    return jnp.round((pixels + 1) * 127.5).astype(jnp.uint8)
+        return vae.decode(vae.unscale(latents)).astype(jnp.float32)
+
+
+_decode_tile = parameters.jit(_decode)
+
+
+def _blend(before: jax.Array, after: jax.Array, extent: int, *, axis: int) -> jax.Array:
+    """`after` whose first `extent` pixels along `axis` (as many as both have) go over from the last ones of `before`."""
+    extent = min(extent, before.shape[axis], after.shape[axis])
+    ramp = jnp.arange(extent).reshape([-1 if i == axis else 1 for i in range(after.ndim)]) / extent
+    last, (first, rest) = jnp.split(before, [before.shape[axis] - extent], axis)[1], jnp.split(after, [extent], axis)
+    return jnp.concatenate([last * (1 - ramp) + first * ramp, rest], axis)
+
+
+def _to_bytes(pixels: jax.Array) -> jax.Array:
+    return jnp.round((jnp.clip(pixels, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
 
 def guided(
@@ -78,12 +113,14 @@ def start_noise(seed: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> 
 class LatentSupervisor(abc.ABC):
     """A diffusers checkpoint as a learner (see proxy_jax/stages/tuning.py for the protocol); prompts, loss and sampling are a family's own.
 
-    folder: in the diffusers layout; resolution: in pixels. Parts load when first needed.
+    folder: in the diffusers layout; resolution: in pixels; vae_tile: the side of decoding's tiles, in pixels, 0: whole pictures.
+    Parts load when first needed.
     """
 
     folder: Path
     resolution: int
     compute: Compute
+    vae_tile: int = 0
 
     lora_prefix: ClassVar[str]  # in adapter files; the name of the denoiser's folder too
     model_class: ClassVar[type[nnx.Module]]
@@ -200,10 +237,13 @@ class LatentSupervisor(abc.ABC):
         empty = {name: np.repeat(value, len(indices), axis=0) for name, value in unconditional.items()}
         text, empty, indices = sharding.put_batch((dict(text), empty, np.asarray(indices, np.int32)), sharding.current())
         latents = self.sample(model, text, empty, jax.random.key(seed), indices, options)
+        if 0 < self.vae_tile < self.resolution:
+            return sharding.to_host(decode_tiled(self.vae, latents, self.vae_tile // self.vae_config.downsample))
         return sharding.to_host(decode(self.vae, latents))
 
     def check_resolution(self, multiple: int) -> None:
-        """Raises CheckpointError if the resolution is not a multiple of the autoencoder's downsampling times `multiple`."""
-        multiple *= self.vae_config.downsample
-        if self.resolution % multiple:
-            raise hub.CheckpointError(f"supervisor.resolution is {self.resolution}; {self.folder} draws multiples of {multiple}")
+        """Raises CheckpointError if the resolution is not a multiple of the autoencoder's downsampling times `multiple`, or vae_tile times 4."""
+        for field, value, units in (("resolution", self.resolution, multiple), ("vae_tile", self.vae_tile, 4)):
+            if value % (units * self.vae_config.downsample):
+                multiples = f"multiples of {units * self.vae_config.downsample}"
+                raise hub.CheckpointError(f"supervisor.{field} is {value}; for {self.folder} it can be {multiples}")

@@ -115,6 +115,7 @@ def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Calla
     supervisor = SD3Supervisor(
         folder=locate(fields.checkpoint),
         resolution=fields.resolution,
+        vae_tile=fields.vae_tile,
         max_sequence_length=fields.max_sequence_length,
         with_t5=fields.t5,
         weighting=noise.Weighting(tuning.weighting),

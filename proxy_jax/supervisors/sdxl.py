@@ -132,6 +132,7 @@ def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Calla
     supervisor = SDXLSupervisor(
         folder=locate(fields.checkpoint),
         resolution=fields.resolution,
+        vae_tile=fields.vae_tile,
         sampler=fields.sampler,
         snr_gamma=tuning.snr_gamma,
         compute=compute,

@@ -1,5 +1,6 @@
 """The training loop of stages 1 and 3: any model, any loss, adapters or all weights, resumable to the bit."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -77,6 +78,8 @@ def fit(
     transform = optimizer.make(config, axes)
     shapes, layouts = state_layouts(params, axes, transform, config, mesh)
     update = update_step(skeleton, loss_fn, transform, config, layouts)
+    held = {"frozen weights": frozen, "trained weights": shapes.params, "optimizer": shapes.optimizer, "moving average": shapes.ema}
+    logging.info("memory a device: %s", ", ".join(f"{name} {mebibytes(arrays):.1f} MiB" for name, arrays in held.items()))
 
     with Checkpoints(directory / "checkpoints", keep=config.keep_checkpoints) as checkpoints:
         start = checkpoints.latest_step() or 0
@@ -90,10 +93,10 @@ def fit(
         with Progress(directory, start=start, steps=config.steps, log_every=config.log_every, position=metrics_end) as progress:
             for step in range(start + 1, config.steps + 1):
                 batch = sharding.put_batch(next(batches), mesh)
-                called = time.perf_counter()
-                state, metrics = update(state, frozen, batch, np.int32(step - 1), np.uint32(seed))
+                arguments = state, frozen, batch, np.int32(step - 1), np.uint32(seed)
                 if step == start + 1:
-                    logging.info("compiled the step in %.1f s", time.perf_counter() - called)
+                    update = compiled(update, arguments)
+                state, metrics = update(*arguments)
                 unread.append((step, metrics))
 
                 saves = step % config.checkpoint_every == 0 or step == config.steps
@@ -141,6 +144,21 @@ def update_step(skeleton: nnx.Module, loss_fn: Loss, transform: optax.GradientTr
 
     mesh = sharding.current()
     return jax.jit(update, donate_argnums=0, out_shardings=(layouts, whole(mesh)))
+
+
+def compiled(update, arguments: tuple):
+    """The step compiled for `arguments`; logs how long that took and the memory that it needs beside them."""
+    begin = time.perf_counter()
+    update = update.lower(*arguments).compile()
+    seconds, needs = time.perf_counter() - begin, update.memory_analysis()
+    room = "" if needs is None else f"; activations and gradients {needs.temp_size_in_bytes / 2**20:.1f} MiB a device"
+    logging.info("compiled the step in %.1f s%s", seconds, room)
+    return update
+
+
+def mebibytes(arrays: Any) -> float:
+    """What a pytree of arrays (or shapes with shardings) takes on one device."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(arrays)) / 2**20
 
 
 def split_rows(batch: Mapping[str, jax.Array], pieces: int) -> Arrays:

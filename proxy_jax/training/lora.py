@@ -1,4 +1,4 @@
-"""LoRA for every model: attach adapters by a path pattern, merge them, and exchange them with PEFT and diffusers.
+"""LoRA for every model: attach adapters by a path pattern, merge them, and exchange them with PEFT, diffusers and kohya's sd-scripts.
 
 A Dense or Conv with an adapter computes y + scale · b(a(x)), scale = alpha / rank (Hu et al., arXiv 2106.09685). Layers of a stack carry
 stacked adapters, so one pattern covers them all. Files use PEFT's naming on the official module names of the model's name table, in one of
@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from proxy_jax import sharding
 from proxy_jax.models import parameters
-from proxy_jax.models.layers import Adapter, Buffer, Conv, Dense, LoRAParam
+from proxy_jax.models.layers import Adapter, Buffer, Conv, Dense, LoRAParam, layers_of
+from proxy_jax.weights import kohya
 from proxy_jax.weights.hub import read_json, write_json
 from proxy_jax.weights.table import Entry, Table, WeightsError
 from proxy_jax.weights.tensors import write_safetensors
@@ -30,6 +31,7 @@ METADATA = "lora_adapter_metadata"  # diffusers: LORA_ADAPTER_METADATA_KEY, the 
 # What diffusers wrote before it took over PEFT's names; its scripts for SDXL still do.
 OLD_NAMES = ((".lora.down.weight", ".lora_A.weight"), (".lora.up.weight", ".lora_B.weight"))
 FUSED = "proxy_jax_fused"  # JSON {module: [which of the fused pieces have an adapter]}: the blocks of a block-diagonal B
+MEMBERS = "proxy_jax_members"  # in kohya's naming JSON {original module: [modules of diffusers]}: the same
 
 
 def file_name(prefix: str) -> str:
@@ -45,11 +47,6 @@ def is_lora(name: str, variable: nnx.Variable) -> bool:
 def is_parameter(name: str, variable: nnx.Variable) -> bool:
     """Trains every weight of the model, no adapter and no buffer."""
     return isinstance(variable, nnx.Param) and not isinstance(variable, (LoRAParam, Buffer))
-
-
-def layers_of(model: nnx.Module) -> dict[str, Dense | Conv]:
-    """Every Dense and Conv of `model` by its dotted path."""
-    return {parameters.name_of(path): node for path, node in nnx.iter_graph(model) if isinstance(node, (Dense, Conv))}
 
 
 def adapted(model: nnx.Module) -> dict[str, Dense | Conv]:
@@ -109,9 +106,14 @@ def _set(layer: Dense | Conv, path: str, a, b, scale: float) -> None:
 
 
 def merge(model: nnx.Module) -> nnx.Module:
-    """A copy of `model` with every adapter folded into its kernel (in float32, kept in the kernel's dtype) and removed."""
+    """A copy of `model` with every adapter folded into its kernel (in float32, kept in the kernel's dtype) and removed.
+
+    Raises ValueError for an int8 kernel, which cannot hold the sum.
+    """
     kernels = {}
     for path, layer in adapted(model).items():
+        if layer.kernel_scale is not None:
+            raise ValueError(f"{path} is held in int8: load the model in a floating-point dtype to merge its adapters")
         kernel = parameters.value(layer.kernel)
         fold = jax.jit(_fold, out_shardings=kernel.sharding)
         kernels[f"{path}.kernel"] = fold(kernel, layer.lora.a[...], layer.lora.b[...], jnp.float32(layer.lora.scale))
@@ -136,34 +138,47 @@ def save(model: nnx.Module, path: Path, table: Table, *, prefix: str) -> None:
     Where pieces are fused in one official tensor (LlamaGen's wqkv), A is theirs one above the other and B block-diagonal: a rank
     as many times larger, with the same scale. Raises ValueError if there is no adapter or fused pieces differ in rank or scale.
     """
-    modules: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
-    pieces: dict[str, int] = {}
+    adapters, scales, fused = _official(model, table)
+    dot = f"{prefix}." if prefix else ""
+    config = _peft_config(adapters, scales)
+    metadata = {"format": "pt", FUSED: json.dumps(fused, sort_keys=True)}
+    if prefix == PEFT:
+        write_json(path.with_name(PEFT_CONFIG), config)
+    else:
+        metadata[METADATA] = json.dumps({f"{dot}{field}": value for field, value in config.items()}, indent=2, sort_keys=True)
+    tensors = {f"{dot}{module}.lora_{side}.weight": array for module, pair in adapters.items() for side, array in zip("AB", pair, strict=True)}
+    write_safetensors(tensors, path, metadata)
+
+
+def save_kohya(model: nnx.Module, path: Path, table: Table) -> None:
+    """Writes the adapters of `model` as a safetensors file in kohya's naming (proxy_jax/weights/kohya.py), for models that have one.
+
+    Raises ValueError as `save` does, and if modules that are one in the original checkpoint differ in rank or scale.
+    """
+    adapters, scales, fused = _official(model, table)
+    tensors, members = kohya.fuse(adapters, scales, table)
+    notes = {FUSED: fused, MEMBERS: members}
+    write_safetensors(tensors, path, {"format": "pt"} | {name: json.dumps(note, sort_keys=True) for name, note in notes.items()})
+
+
+def _official(model: nnx.Module, table: Table) -> tuple[kohya.Adapters, dict[str, float], dict[str, list[int]]]:
+    """PEFT's A and B of each adapted official module of `model`, its scale, and which pieces of fused ones have an adapter."""
+    parts: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+    entries: dict[str, Entry] = {}
     scales: dict[str, float] = {}
     for layer_path, layer in adapted(model).items():
         entry = _entry(table, layer_path)
         a, b = (np.asarray(parameters.value(v), np.float32) for v in (layer.lora.a, layer.lora.b))
         for i, name in enumerate(entry.names()):
             module = name.removesuffix(".weight")
-            modules.setdefault(module, {})[entry.part[0]] = (a, b) if entry.layers is None else (a[i], b[i])
-            pieces[module] = entry.part[1]
+            parts.setdefault(module, {})[entry.part[0]] = (a, b) if entry.layers is None else (a[i], b[i])
+            entries[module] = entry
             if scales.setdefault(module, layer.lora.scale) != layer.lora.scale:
                 raise ValueError(f"the adapters of {module} have the scales {scales[module]} and {layer.lora.scale}; one tensor holds one")
-    if not modules:
+    if not parts:
         raise ValueError(f"{type(model).__name__} has no adapter to save")
-    tensors, fused = {}, {}
-    for module, parts in modules.items():
-        lora_a, lora_b = _to_official(module, parts, pieces[module])
-        tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = lora_a, lora_b
-        if pieces[module] > 1:
-            fused[module] = sorted(parts)
-    dot = f"{prefix}." if prefix else ""
-    config = _peft_config(tensors, scales)
-    metadata = {"format": "pt", FUSED: json.dumps(fused, sort_keys=True)}
-    if prefix == PEFT:
-        write_json(path.with_name(PEFT_CONFIG), config)
-    else:
-        metadata[METADATA] = json.dumps({f"{dot}{field}": value for field, value in config.items()}, indent=2, sort_keys=True)
-    write_safetensors({dot + name: tensor for name, tensor in tensors.items()}, path, metadata)
+    adapters = {module: _to_official(module, pieces, entries[module]) for module, pieces in parts.items()}
+    return adapters, scales, {module: sorted(pieces) for module, pieces in parts.items() if entries[module].part[1] > 1}
 
 
 def _entry(table: Table, layer_path: str) -> Entry:
@@ -173,23 +188,23 @@ def _entry(table: Table, layer_path: str) -> Entry:
     return entry
 
 
-def _to_official(module: str, parts: dict[int, tuple[np.ndarray, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:
+def _to_official(module: str, parts: dict[int, tuple[np.ndarray, np.ndarray]], entry: Entry) -> tuple[np.ndarray, np.ndarray]:
     """PEFT's A and B of one official module from our (a, b) of its pieces."""
     if len({(a.shape, b.shape) for a, b in parts.values()}) > 1:
         raise ValueError(f"the adapters of {module} have different shapes: {[a.shape for a, _ in parts.values()]}")
     order = sorted(parts)
-    a0, b0 = parts[order[0]]
-    rank, out = b0.shape
+    rank, out = parts[order[0]][1].shape
     lora_a = np.concatenate([np.moveaxis(parts[i][0], (-1, -2), (0, 1)) for i in order])
-    lora_b = np.zeros((count * out, len(order) * rank), np.float32)
+    lora_b = np.zeros((entry.part[1] * out, len(order) * rank), np.float32)
     for column, i in enumerate(order):
         lora_b[i * out : (i + 1) * out, column * rank : (column + 1) * rank] = parts[i][1].T
-    return lora_a, lora_b if a0.ndim == 2 else lora_b[:, :, None, None]
+    lora_a = lora_a.reshape(lora_a.shape + (1,) * entry.ones)
+    return lora_a, lora_b.reshape(lora_b.shape + (1,) * (lora_a.ndim - 2))
 
 
-def _peft_config(tensors: dict[str, np.ndarray], scales: dict[str, float]) -> dict:
-    """The fields of PEFT's LoraConfig that describe `tensors`; ranks and alphas that differ from most go into the patterns."""
-    ranks = {module: tensors[f"{module}.lora_B.weight"].shape[1] for module in scales}
+def _peft_config(adapters: kohya.Adapters, scales: dict[str, float]) -> dict:
+    """The fields of PEFT's LoraConfig that describe `adapters`; ranks and alphas that differ from most go into the patterns."""
+    ranks = {module: len(a) for module, (a, _) in adapters.items()}
     alphas = {module: scales[module] * rank for module, rank in ranks.items()}
     r, alpha = (max(sorted(set(values.values())), key=list(values.values()).count) for values in (ranks, alphas))
     return {
@@ -206,14 +221,14 @@ def _peft_config(tensors: dict[str, np.ndarray], scales: dict[str, float]) -> di
 
 
 def load(model: nnx.Module, path: Path, table: Table, *, prefix: str) -> list[str]:
-    """Attaches the adapters of a file in the format of `save` (or PEFT's and diffusers', old and new) to `model`; returns their paths, sorted.
+    """Attaches the adapters of a file in the format of `save` or `save_kohya` (or PEFT's, diffusers', old and new, or kohya's) to `model`.
 
-    Without a LoraConfig in the file alpha is the rank, as diffusers takes it; with the prefix PEFT there must be one beside it. A file that
-    adapts a fused tensor without telling its blocks gives each piece the whole A. Changes `model`. Raises WeightsError if a tensor has no
-    place in `model`, if it misses some layers of a stack, or if ranks or scales differ within a stack; ValueError if a layer already has
-    an adapter.
+    Returns their paths, sorted. Without a LoraConfig in the file alpha is the rank, as diffusers takes it; with the prefix PEFT there must be
+    one beside it. A file that adapts a fused tensor without telling its blocks gives each piece the whole A. Changes `model`. Raises
+    WeightsError if it is no such file, a tensor has no place in `model`, some layers of a stack are missing, or ranks or scales differ
+    within a stack; ValueError if a layer already has an adapter.
     """
-    found, fused, scale_of = _read(path, prefix)
+    found, fused, scale_of = _read(path, prefix, table)
     used, values = set(), {}
     for layer_path, layer in layers_of(model).items():
         entry = table.by_ours().get(f"{layer_path}.kernel")
@@ -249,15 +264,23 @@ def _peft_name(name: str) -> str:
     return name
 
 
-def _read(path: Path, prefix: str):
+def _read(path: Path, prefix: str, table: Table):
     """A file's {module: (A, B)}, {module: fused pieces with an adapter}, and the function from a module to its scale."""
-    with safe_open(path, framework="numpy") as file:
-        tensors, metadata = {_peft_name(name): file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors, metadata = {_peft_name(name): file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is no safetensors file: {error}") from error
+    fused = json.loads(metadata[FUSED]) if FUSED in metadata else {}
+    if table.original and any(name.endswith(kohya.DOWN) for name in tensors):
+        found, scales = kohya.split(tensors, json.loads(metadata.get(MEMBERS, "{}")), table)
+        return found, fused, scales.__getitem__
     dot = f"{prefix}." if prefix else ""
     unknown = [name for name in tensors if not (name.startswith(dot) and name.endswith((".lora_A.weight", ".lora_B.weight")))]
     modules = {name.removeprefix(dot).rsplit(".lora_", 1)[0] for name in tensors if name not in unknown}
     if unknown or len(tensors) != 2 * len(modules):
-        raise WeightsError(f"{path} is not a plain LoRA in PEFT's naming under {prefix!r}: {unknown[:5] or 'A and B do not pair up'}")
+        alone = " alone (adapters of text encoders are not supported)" if any(name.startswith("text_encoder") for name in unknown) else ""
+        raise WeightsError(f"{path} is not a plain LoRA in PEFT's naming under {prefix!r}{alone}: {unknown[:5] or 'A and B do not pair up'}")
     found = {module: tuple(tensors[f"{dot}{module}.lora_{side}.weight"].astype(np.float32) for side in "AB") for module in sorted(modules)}
     if prefix == PEFT:
         config = read_json(path.with_name(PEFT_CONFIG))
@@ -270,7 +293,7 @@ def _read(path: Path, prefix: str):
         rank = found[module][1].shape[1]
         return _alpha(config, module) / rank if config else 1.0
 
-    return found, json.loads(metadata[FUSED]) if FUSED in metadata else {}, scale_of
+    return found, fused, scale_of
 
 
 def _alpha(config: dict, module: str) -> float:
@@ -291,4 +314,5 @@ def _from_official(lora_a: np.ndarray, lora_b: np.ndarray, entry: Entry, blocks:
         rank = lora_b.shape[1] // len(blocks)
         columns = slice(blocks.index(part) * rank, (blocks.index(part) + 1) * rank)
     b = lora_b.reshape(lora_b.shape[:2])[rows, columns]
-    return np.moveaxis(lora_a[columns], (0, 1), (-1, -2)), b.T
+    a = lora_a.reshape(lora_a.shape[: lora_a.ndim - entry.ones])
+    return np.moveaxis(a[columns], (0, 1), (-1, -2)), b.T

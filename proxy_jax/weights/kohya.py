@@ -94,5 +94,5 @@ def split(tensors: Mapping[str, np.ndarray], members: Mapping[str, list[str]], t
             part = slice(number * rank, (number + 1) * rank)
             adapters[module], scales[module] = (down[part], up.reshape(-1, *up.shape[2:])[:, part]), scale
     if unknown := sorted(set(tensors) - used):
-        raise WeightsError(f"{len(unknown)} tensors are no LoRA of the denoiser in kohya's naming: {unknown[:5]}")
+        raise WeightsError(f"{len(unknown)} tensors are no LoRA of the denoiser (alone) in kohya's naming: {unknown[:5]}")
     return adapters, scales

@@ -6,6 +6,7 @@ and stacked layers. So an entry can map any slice of our variable to slices of o
 """
 
 import dataclasses
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from flax import nnx
 
 from proxy_jax import sharding
 from proxy_jax.models import parameters
+from proxy_jax.models.layers import Buffer, layers_of
 from proxy_jax.weights.tensors import write_safetensors
 
 
@@ -210,27 +212,41 @@ def load(
 ) -> nnx.Module:
     """The model of `make_model` with its variables read from `tensors`, each straight into its shards on the mesh in use.
 
-    dtype_of: from our name to the dtype to hold the variable in. `make_model` is only traced.
+    dtype_of: from our name to the dtype to hold the variable in; int8, of kernels only: rounded on the mesh, with a scale an output channel.
+    `make_model` is only traced.
     Raises WeightsError, naming `source`, if anything is unused, missing, duplicate or misshaped.
     """
     model = nnx.eval_shape(make_model)
     problems = differences(model, table, tensors.shapes())
     if problems:
         raise WeightsError(f"{source} does not match {type(model).__name__}:\n  " + "\n  ".join(problems))
-    entries, tensors, mesh = table.by_ours(), _Renamed(tensors, table), sharding.current()
+    entries, tensors, mesh, owners = table.by_ours(), _Renamed(tensors, table), sharding.current(), layers_of(model)
     values = {}
     for name, variable in parameters.variables(model).items():
-        shape, kind = parameters.value(variable).shape, dtype_of(name)
+        shape, kind = parameters.value(variable).shape, jnp.dtype(dtype_of(name))
+        read_as = jnp.float32 if kind == jnp.int8 else kind
 
-        def read(index: tuple[slice, ...], name=name, shape=shape, kind=kind) -> np.ndarray:
-            return entries[name].read(tensors, shape, index).astype(kind)
+        def read(index: tuple[slice, ...], name=name, shape=shape, read_as=read_as) -> np.ndarray:
+            return entries[name].read(tensors, shape, index).astype(read_as)
 
         if mesh is None:
             values[name] = jnp.asarray(read(tuple(slice(None) for _ in shape)))
         else:
-            layout = sharding.parameter(name, parameters.axes(variable), shape, jnp.dtype(kind).itemsize, mesh)
+            layout = sharding.parameter(name, parameters.axes(variable), shape, kind.itemsize, mesh)
             values[name] = jax.make_array_from_callback(shape, layout, read)
+        if kind == jnp.int8:
+            axes, stacked = parameters.axes(variable), int(entries[name].layers is not None)
+            values[name], scale = quantize(values[name], stacked=stacked)
+            owners[name.removesuffix(".kernel")].kernel_scale = Buffer(scale, axes=(*axes[:stacked], axes[-1]))
     return parameters.with_arrays(model, values)
+
+
+@functools.partial(jax.jit, static_argnames="stacked")
+def quantize(kernel: jax.Array, *, stacked: int) -> tuple[jax.Array, jax.Array]:
+    """A kernel as int8, the largest of each output channel being 127, and the channels' scales in float32; stacked: 1 if its axis 0 is layers."""
+    inputs = tuple(range(stacked, kernel.ndim - 1))
+    scale = jnp.abs(kernel).max(inputs, keepdims=True) / 127
+    return jnp.round(kernel / jnp.where(scale == 0, 1, scale)).astype(jnp.int8), scale.squeeze(inputs)
 
 
 def export(model: nnx.Module, table: Table) -> dict[str, np.ndarray]:

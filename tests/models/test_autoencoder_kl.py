@@ -12,6 +12,7 @@ from flax import nnx
 from proxy_jax.models import parameters
 from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from proxy_jax.models.layers import Compute
+from proxy_jax.supervisors import latent
 from proxy_jax.weights import autoencoder_kl
 from proxy_jax.weights.golden import Case, diffusion
 from proxy_jax.weights.table import differences, export, load, save
@@ -68,6 +69,28 @@ def test_equals_diffusers(pair):
     ):
         print(f"{name}: max error {np.abs(x - expected).max():.1e}")
         assert x.shape == expected.shape and np.abs(x - expected).max() <= tolerance, name
+
+
+@pytest.mark.parametrize("pair", [SDXL], indirect=True, ids=["sdxl"])
+def test_decoding_in_tiles_equals_diffusers(pair):
+    """Tiles of 8 × 8 latents; at the right and the bottom only 2 are left."""
+    import torch
+
+    model, ours = pair
+    latents = np.random.default_rng(0).normal(size=(1, 14, 20, 4)).astype(np.float32)
+    model.enable_tiling()
+    model.tile_latent_min_size, model.tile_sample_min_size = 8, 16
+    try:
+        with torch.no_grad():
+            tiled = model.decode(torch.from_numpy(np.moveaxis(latents, -1, 1).copy())).sample.numpy()
+    finally:
+        model.disable_tiling()
+    expected = 127.5 * (np.clip(np.moveaxis(tiled, 1, -1), -1, 1) + 1)
+    pictures = np.asarray(latent.decode_tiled(ours, ours.scale(latents), 8), np.float32)
+    whole = np.asarray(latent.decode(ours, ours.scale(latents)), np.float32)
+    errors = [np.abs(image - expected).max() for image in (pictures, whole)]
+    print(f"of 255: {errors[0]:.2f}; without tiles {errors[1]:.1f}")
+    assert pictures.shape == (1, 28, 40, 3) and errors[0] < 0.6 and errors[1] > 2
 
 
 def test_export_loads_in_diffusers(pair, tmp_path):

@@ -1,7 +1,9 @@
 """Each diffusion supervisor, whole, against diffusers' pipeline on one checkpoint: text, pictures, training loss and gradient, adapters, export."""
 
 import dataclasses
+import inspect
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +17,6 @@ from configs import smoke
 from proxy_jax.data import loader
 from proxy_jax.models import parameters
 from proxy_jax.stages import learners, random_weights
-from proxy_jax.stages.tuning import LORA_FILE
 from proxy_jax.supervisors import diffusion, noise
 from proxy_jax.supervisors.latent import LatentSupervisor
 from proxy_jax.training import lora
@@ -25,6 +26,7 @@ PROMPTS = ("a photo of sks dog", "A Red-Haired DOG, on the beach at 7:30!", "")
 LONG = "an oil painting of a dog that reads " + "and reads " * 20
 SEED, INDICES, STEPS = 7, np.asarray([5, 9]), 10
 RANK, ALPHA = 4, 8.0
+LORA_FILE = lora.file_name("transformer")
 SELF_AND_CROSS = ["to_k", "to_q", "to_v", "to_out.0"]
 JOINT = [f"attn.{name}" for name in ("add_k_proj", "add_q_proj", "add_v_proj", "to_add_out", *SELF_AND_CROSS)]
 
@@ -39,20 +41,32 @@ class Family:
     length: dict[str, int]  # arguments of diffusers' encode_prompt and pipeline
     tokenizers: tuple[str, ...]
     targets: list[str]  # the modules that diffusers' DreamBooth LoRA script adapts by default
+    more: str  # a pattern of other layers that ours adapts too
     buffers: frozenset[str] = frozenset()  # tensors of the denoiser's file that are no parameters
 
 
+SD3 = Family(
+    "sd3",
+    guidance_scale=7.0,
+    tokens=154,
+    length={"max_sequence_length": 77},
+    tokenizers=("CLIPTokenizer", "CLIPTokenizer", "T5Tokenizer"),
+    targets=JOINT,
+    more=r"patch_in|.*\.img_mlp\.fc[12]|last_block\.txt_modulation\.dense",
+    buffers=frozenset({"pos_embed.pos_embed"}),
+)
 FAMILIES = [
+    SD3,
+    dataclasses.replace(SD3, name="sd35", guidance_scale=4.5, more=r"dual_blocks\.attention2\.img_[qkvo]"),
     Family(
-        "sd3",
-        guidance_scale=7.0,
-        tokens=154,
-        length={"max_sequence_length": 77},
-        tokenizers=("CLIPTokenizer", "CLIPTokenizer", "T5Tokenizer"),
-        targets=JOINT,
-        buffers=frozenset({"pos_embed.pos_embed"}),
+        "sdxl",
+        guidance_scale=5.0,
+        tokens=77,
+        length={},
+        tokenizers=("CLIPTokenizer", "CLIPTokenizer"),
+        targets=SELF_AND_CROSS,
+        more=r".*\.(value|gate|out|conv[12]|shortcut|resample\.conv)",
     ),
-    Family("sdxl", guidance_scale=5.0, tokens=77, length={}, tokenizers=("CLIPTokenizer", "CLIPTokenizer"), targets=SELF_AND_CROSS),
     Family(
         "flux",
         guidance_scale=3.5,
@@ -60,6 +74,7 @@ FAMILIES = [
         length={"max_sequence_length": 77},
         tokenizers=("CLIPTokenizer", "T5Tokenizer"),
         targets=[*JOINT, *(f"{mlp}.net.{layer}" for mlp in ("ff", "ff_context") for layer in ("0.proj", "2"))],
+        more=r"single_blocks\.(mlp|out|modulation\.dense)|double_blocks\.txt\.modulation\.dense",
     ),
 ]
 
@@ -195,7 +210,7 @@ def test_prompts(pipe, learner, text, family):
         lengths = [len(getattr(pipe, name)(prompt).input_ids) for prompt in (*PROMPTS, LONG)]
         assert max(lengths[:3]) < 77 < lengths[3]  # only the long one is truncated
     cases = [("all", text, pipe, [*PROMPTS, LONG])]
-    if family.name == "sd3":
+    if family.name in ("sd3", "sd35"):
         without = type(pipe)(**(pipe.components | {"text_encoder_3": None, "tokenizer_3": None}))
         zeros = dataclasses.replace(learner, with_t5=False).encode_prompts(PROMPTS[:1])
         cases.append(("no T5", zeros, without, list(PROMPTS[:1])))
@@ -335,12 +350,12 @@ def sdxl_loss(pipe, pictures, columns, draws, *, other: bool):
     return prior_preserved(weights.reshape(-1, 1, 1, 1) * (predicted - scheduler.get_velocity(x, unit, timesteps)) ** 2)
 
 
-SCRIPT_LOSSES = {"sd3": sd3_loss, "sdxl": sdxl_loss, "flux": flux_loss}
+SCRIPT_LOSSES = {"sd3": sd3_loss, "sd35": sd3_loss, "sdxl": sdxl_loss, "flux": flux_loss}
 
 
 def other_learner(learner, family):
     """The learner with the loss that the scripts' functions call other."""
-    if family.name == "sd3":
+    if family.name in ("sd3", "sd35"):
         return dataclasses.replace(learner, weighting=noise.Weighting("sigma_sqrt"), precondition_outputs=False)
     if family.name == "flux":
         return dataclasses.replace(learner, weighting=noise.Weighting("sigma_sqrt"))
@@ -387,10 +402,10 @@ def test_training_loss_and_gradient(pipe, learner, model, batch, family, monkeyp
 
 
 @pytest.fixture(scope="module")
-def adapted(config, learner):
-    """Our model with the config's adapters, made to do something (much larger ones make ten guided steps chaotic: roundings show)."""
+def adapted(config, learner, family):
+    """Our model with the config's adapters and more, made to do something (much larger ones make ten guided steps chaotic: roundings show)."""
     model = learner.load_model(lambda name: jnp.float32)
-    lora.attach(model, config.subject_tuning.lora.pattern, RANK, ALPHA, jax.random.key(1))
+    lora.attach(model, f"{config.subject_tuning.lora.pattern}|{family.more}", RANK, ALPHA, jax.random.key(1))
     rng = np.random.default_rng(2)
     values = {name: value for name, value in parameters.arrays(model, lora.is_lora).items() if name.endswith(".b")}
     return parameters.with_arrays(model, {name: jnp.asarray(0.1 * rng.standard_normal(b.shape), jnp.float32) for name, b in values.items()})
@@ -413,7 +428,34 @@ def test_diffusers_draws_with_our_adapters(pipe, learner, adapted, adapted_pictu
     assert decibels > 40 and change < 30
 
 
-def test_we_draw_with_the_adapters_of_diffusers(pipe, learner, draw, draw_theirs, adapted, base, family, tmp_path):
+def test_kohyas_naming(pipe, learner, adapted, adapted_pictures, draw_theirs, base, family, tmp_path, monkeypatch):
+    """Read back they are the same adapters; diffusers, which reads it for SDXL and FLUX.1, draws the same with them."""
+    from diffusers.loaders import lora_conversion_utils, lora_pipeline
+
+    path = tmp_path / "kohya.safetensors"
+    lora.save_kohya(adapted, path, learner.table)
+    again = learner.load_model(lambda name: jnp.float32)
+    assert lora.load(again, path, learner.table, prefix=learner.lora_prefix) == sorted(lora.adapted(adapted))
+    read = parameters.arrays(again, lora.is_lora)
+    for name, value in parameters.arrays(adapted, lora.is_lora).items():
+        np.testing.assert_array_equal(read[name], value, err_msg=name)
+    assert {layer.lora.scale for layer in lora.adapted(again).values()} == {ALPHA / RANK}
+    if family.name in ("sdxl", "flux"):
+        # diffusers' converter knows the published width only.
+        name, scope = "_convert_kohya_flux_lora_to_diffusers", dict(vars(lora_conversion_utils))
+        exec(inspect.getsource(scope[name]).replace("dims=[3072, 3072, 3072, 12288]", "dims=[64, 64, 64, 256]"), scope)
+        monkeypatch.setattr(lora_pipeline, name, scope[name])
+        pipe.load_lora_weights(path)
+        try:
+            theirs = draw_theirs(pipe)
+        finally:
+            pipe.unload_lora_weights()
+        decibels, change = psnr(adapted_pictures, theirs), psnr(base, theirs)
+        print(f"our adapters in kohya's naming in diffusers: {decibels:.1f} dB (without them {change:.1f} dB)")
+        assert decibels > 40 and change < 30
+
+
+def test_we_draw_with_the_adapters_of_diffusers(pipe, learner, config, draw, draw_theirs, base, family, tmp_path):
     """Saved as its script for the family saves them: for SDXL under diffusers' own older names. The config adapts the same modules."""
     import peft
     import torch
@@ -433,7 +475,7 @@ def test_we_draw_with_the_adapters_of_diffusers(pipe, learner, draw, draw_theirs
     assert any(".lora.down." in name for name in load_file(tmp_path / LORA_FILE)) == (family.name == "sdxl")
     model = learner.load_model(lambda name: jnp.float32)
     paths = lora.load(model, tmp_path / LORA_FILE, learner.table, prefix=learner.lora_prefix)
-    assert paths == sorted(lora.adapted(adapted))
+    assert paths == sorted(path for path in lora.layers_of(model) if re.fullmatch(config.subject_tuning.lora.pattern, path))
     decibels, change = psnr(draw(model, family.guidance_scale)[0], theirs), psnr(base, theirs)
     print(f"diffusers' adapters here: {len(paths)} kernels, {decibels:.1f} dB (without them {change:.1f} dB)")
     assert decibels > 40 and change < 30

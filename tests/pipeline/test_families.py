@@ -1,6 +1,7 @@
-"""The four stages with each further family of supervisors, by the variants of the smoke run."""
+"""The four stages with each further family of supervisors, by the variants of the smoke run (SD3.5: tests/pipeline/test_lumina_mgpt.py)."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,12 +15,16 @@ pytestmark = pytest.mark.slow
 # family -> the number of modules that its LoRA adapts: of SDXL eight in each of two layers of four transformers, of FLUX.1 twelve in each
 # of two double blocks and three in each of two single ones
 FAMILIES = {"sdxl": 4 * 2 * 8, "flux": 2 * 12 + 2 * 3}
+# FLUX.1 as it would be on a small card
+MEMORY = {"flux": ["--config.subject_tuning.lora.base=int8", "--config.proxy_tuning.lora.base=int8", "--config.supervisor.vae_tile=16"]}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_four_stages(family, tmp_path, subject_flags):
     workdir = tmp_path / "run"
-    finish(start(workdir, *subject_flags, config=f"configs/smoke.py:{family}"), workdir)
+    log = finish(start(workdir, *subject_flags, *MEMORY.get(family, ()), config=f"configs/smoke.py:{family}"), workdir)
+    assert re.search(r"memory a device: frozen weights [1-9.]+ MiB, trained weights 0\.\d MiB, optimizer 0\.\d MiB", log)
+    assert re.search(r"compiled the step in .* s; activations and gradients [\d.]+ MiB a device", log)
     report = json.loads((workdir / "evaluation" / "report.json").read_text())
     assert [row["arm"] for row in report["rows"]] == ["supervisor", "student"] and all(row["scores"]["images"] == 8 for row in report["rows"])
     with safe_open(workdir / "subject_tuning" / "weights" / "pytorch_lora_weights.safetensors", "numpy") as adapters:

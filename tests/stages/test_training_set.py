@@ -4,16 +4,19 @@ import hashlib
 import json
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from configs import smoke
 from proxy_jax import main
 from proxy_jax.data import proxy_set
 from proxy_jax.data.proxy_set import ProxySetError
-from proxy_jax.stages import files, learners, training_set, tuning
+from proxy_jax.stages import contract, files, learners, training_set, tuning
 from proxy_jax.stages.contract import StageError
+from proxy_jax.training import lora
+from proxy_jax.weights.table import Table, WeightsError
 from tests.stages.tiny_runs import metrics, tiny, write_proxies
 
 LORA = "weights/pytorch_lora_weights.safetensors"
@@ -42,7 +45,7 @@ def test_pictures_keep_their_prompts_among_many(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "count", lambda *args: 0)
     monkeypatch.setattr(tuning.lora, "save", lambda *args, **options: None)
     stage = smoke.get_config().proxy_tuning
-    learner.table, learner.lora_prefix, learner.loss = None, "", None
+    learner.table, learner.lora_prefix, learner.loss = Table(()), "", None
     common = dict(stage=stage, batch_size=50_000, seed=0, folder=tmp_path, cache=tmp_path / "cache")
     tuning.tune(learner, pictures[:count], prompts[:count], **common)
     stage.prior.weight = 1.0
@@ -229,3 +232,32 @@ def test_wrong_values_are_found(tmp_path, change, text):
     with pytest.raises(StageError) as caught:
         main.run(config, tmp_path / "run", ["proxy_tuning"])
     assert text in str(caught.value)
+
+
+def test_a_lora_from_elsewhere_takes_the_place_of_stage_1(runs, tmp_path):
+    """Of kohya's naming; nothing is trained, its file in diffusers' naming is what stage 2 draws with. It is refused for another model."""
+    workdir = runs / "adopted"
+    config = tiny(workdir)
+    learner = learners.supervisor(config, workdir)
+    model = learner.load_model(lambda name: np.float32)
+    lora.attach(model, config.subject_tuning.lora.pattern, 2, 3.0, jax.random.key(0))
+    lora.save_kohya(model, tmp_path / "kohya.safetensors", learner.table)
+    config.supervisor.lora = str(tmp_path / "kohya.safetensors")
+    main.run(config, workdir, ["subject_tuning"])
+    lora.save(model, tmp_path / "ours.safetensors", learner.table, prefix="transformer")
+    assert (workdir / "subject_tuning" / LORA).read_bytes() == (tmp_path / "ours.safetensors").read_bytes()
+    kohya = workdir / "subject_tuning" / "weights" / "kohya_lora_weights.safetensors"
+    assert kohya.read_bytes() == (tmp_path / "kohya.safetensors").read_bytes()
+    assert metrics(workdir / "subject_tuning") == []
+    assert contract.upstream(workdir, "subject_tuning")
+    config.subject_tuning.mode, config.subject_tuning.lora.base = "full", "int8"
+    with pytest.raises(StageError) as caught:
+        main.run(config, workdir, ["subject_tuning"])
+    assert "supervisor.lora is given, which takes the place of stage 1's LoRA, but subject_tuning.mode" in str(caught.value)
+    assert "subject_tuning.lora.base is 'int8', which cannot be trained" in str(caught.value)
+    config.subject_tuning.lora.base = "compute"
+    config.subject_tuning.mode = "lora"
+    config.supervisor.lora = str(tmp_path / "text.safetensors")
+    save_file({"text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight": np.zeros((2, 32), np.float32)}, config.supervisor.lora)
+    with pytest.raises(WeightsError, match=r"not a plain LoRA in PEFT's naming under 'transformer' alone \(adapters of text encoders are not supported\)"):
+        main.run(config, workdir, ["subject_tuning"])

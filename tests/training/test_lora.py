@@ -354,8 +354,8 @@ def sd3(tmp_path_factory):
         def read(self, name, index):
             return official[name][index]
 
-    def make_ours():
-        return tables.load(lambda: mmdit.SD3Transformer(config, rngs=nnx.Rngs(0)), mmdit_weights.table(config), Tensors())
+    def make_ours(dtype_of=lambda name: jnp.float32):
+        return tables.load(lambda: mmdit.SD3Transformer(config, rngs=nnx.Rngs(0)), mmdit_weights.table(config), Tensors(), dtype_of=dtype_of)
 
     run_ours = parameters.jit(lambda model: model(latents, timesteps, prompt, pooled))
     return theirs, run_theirs, make_ours, run_ours, mmdit_weights.table(config)
@@ -410,3 +410,27 @@ def test_we_load_the_file_of_diffusers(sd3, tmp_path):
     error = np.abs(np.asarray(run_ours(ours)) - expected).max()
     print(f"SD3 with diffusers' adapter here: {error:.1e}")
     assert error < 2e-5 and np.abs(expected - np.asarray(base)).max() > 1e-2
+
+
+def test_adapters_on_an_int8_base(sd3):
+    """No weight is off by more than half a step of its output channel; the model computes what one with those weights computes."""
+    _, _, make_ours, run_ours, _ = sd3
+    int8 = make_ours(lambda name: jnp.int8 if name.endswith(".kernel") else jnp.float32)
+    stored, rounded = parameters.arrays(int8), {}
+    for name, kernel in parameters.arrays(make_ours()).items():
+        if not name.endswith(".kernel"):
+            np.testing.assert_array_equal(stored[name], kernel, err_msg=name)
+            continue
+        scale = np.asarray(stored[f"{name}_scale"])
+        scale = scale.reshape(*scale.shape[:-1], *(1,) * (kernel.ndim - scale.ndim), scale.shape[-1])
+        assert stored[name].dtype == jnp.int8 and np.abs(stored[name]).max() == 127, name
+        rounded[name] = jnp.asarray(stored[name] * scale)
+        assert (np.abs(rounded[name] - kernel) <= 0.501 * scale).all(), name
+    assert {"patch_in.kernel", "blocks.attention.img_q.kernel", "last_block.img_mlp.fc2.kernel"} <= rounded.keys()
+    same = parameters.with_arrays(make_ours(), rounded)
+    outputs = [np.asarray(run_ours(adapted(model, PATTERN, rank=3, alpha=4.5))) for model in (int8, same, make_ours())]
+    errors = [np.abs(output - outputs[0]).max() / np.abs(outputs[2]).max() for output in outputs]
+    print(f"int8 against the same weights in float32: {errors[1]:.1e}, against the unrounded ones: {errors[2]:.1e}")
+    assert errors[1] < 1e-5 and 1e-4 < errors[2] < 2e-2
+    with pytest.raises(ValueError, match="held in int8: load the model in a floating-point dtype"):
+        lora.merge(int8)
