@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from proxy_jax.weights import check
+from tests.weights.student_cases import STUDENTS, draws
 
 torch = pytest.importorskip("torch", reason="the cases are made by the official models, which need torch ([test] extra)")
 
@@ -18,10 +19,6 @@ def randomised(model):
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return model.eval()
-
-
-def draws(*shape: int):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 def sd3_transformer():
@@ -130,7 +127,7 @@ def written(make, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "make", [sd3_transformer, sdxl_unet, flux_transformer, autoencoder_kl, clip_text_l, dino_vit], ids=lambda make: make.__name__
+    "make", [sd3_transformer, sdxl_unet, flux_transformer, autoencoder_kl, clip_text_l, dino_vit, *STUDENTS], ids=lambda make: make.__name__
 )
 def test_another_size_passes_and_another_weight_misses(make, tmp_path, capsys):
     folder = written(make, tmp_path / make.__name__)
