@@ -12,7 +12,7 @@ from proxy_jax import main, sharding
 from proxy_jax.stages import validation
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-FAMILY = {"sdxl": "sdxl", "sd3": "sd3", "flux": "flux"}  # supervisor in a file's name -> its family
+FAMILY = {"sdxl": "sdxl", "sd3": "sd3", "sd35": "sd3", "flux": "flux"}  # supervisor in a file's name -> its family
 
 
 @pytest.mark.parametrize(("supervisor", "student"), [*itertools.product(FAMILY, ("llamagen", "lumina_mgpt"))])

@@ -1,0 +1,20 @@
+"""SD3.5 Medium, or Large, teaches Lumina-mGPT 7B one's own subject: LoRA on both, 1000 proxies at 1024 px learned at 768 px.
+
+    python -m proxy_jax.main --config configs/sd35_lumina_mgpt.py --workdir runs/my_dog \\
+        --config.subject.photos=photos/my_dog --config.subject.class_noun=dog --config.subject.live=True
+
+With `configs/sd35_lumina_mgpt.py:large` the 8B model. Checkpoints (downloaded on first use): stabilityai/stable-diffusion-3.5-medium (or
+-large; accept its licence on its page first); the others as in configs/sd3_lumina_mgpt.py.
+Hardware, by estimate: one accelerator with 80 GB, or eight with 16 GB, such as a TPU v5e:2x4 (--config.mesh.fsdp=4
+--config.mesh.tensor=2). Not run at full size by us yet: no score or time is claimed.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base, sd3_lumina_mgpt
+
+
+def get_config(size: str = "medium") -> ConfigDict:
+    config = sd3_lumina_mgpt.get_config()
+    base.sd35(config, size)
+    return config
