@@ -79,7 +79,7 @@ def fit(
     shapes, layouts = state_layouts(params, axes, transform, config, mesh)
     update = update_step(skeleton, loss_fn, transform, config, layouts)
     held = {"frozen weights": frozen, "trained weights": shapes.params, "optimizer": shapes.optimizer, "moving average": shapes.ema}
-    logging.info("memory a device: %s", ", ".join(f"{name} {mebibytes(arrays):.1f} MiB" for name, arrays in held.items()))
+    logging.info("memory a device: %s", ", ".join(f"{name} {mebibytes(arrays):.2f} MiB" for name, arrays in held.items() if arrays))
 
     with Checkpoints(directory / "checkpoints", keep=config.keep_checkpoints) as checkpoints:
         start = checkpoints.latest_step() or 0
@@ -151,7 +151,7 @@ def compiled(update, arguments: tuple):
     begin = time.perf_counter()
     update = update.lower(*arguments).compile()
     seconds, needs = time.perf_counter() - begin, update.memory_analysis()
-    room = "" if needs is None else f"; activations and gradients {needs.temp_size_in_bytes / 2**20:.1f} MiB a device"
+    room = "" if needs is None else f"; activations and gradients {needs.temp_size_in_bytes / 2**20:.2f} MiB a device"
     logging.info("compiled the step in %.1f s%s", seconds, room)
     return update
 

@@ -21,11 +21,15 @@ def randomised(model):
     return model.eval()
 
 
-def sd3_transformer():
+def sd35_transformer():
+    return sd3_transformer(qk_norm="rms_norm", dual_attention_layers=(0, 1))
+
+
+def sd3_transformer(**more):
     from diffusers import SD3Transformer2DModel
 
     config = dict(sample_size=12, patch_size=2, in_channels=6, out_channels=6, num_layers=4, attention_head_dim=8, num_attention_heads=5)
-    config |= dict(joint_attention_dim=24, caption_projection_dim=40, pooled_projection_dim=20, pos_embed_max_size=10)
+    config |= dict(joint_attention_dim=24, caption_projection_dim=40, pooled_projection_dim=20, pos_embed_max_size=10) | more
     model = randomised(SD3Transformer2DModel(**config))
     inputs = dict(hidden_states=draws(3, 6, 8, 12), timestep=torch.tensor([3.0, 400.0, 999.0]))
     inputs |= dict(encoder_hidden_states=draws(3, 7, 24), pooled_projections=draws(3, 20))
@@ -112,6 +116,18 @@ def dino_vit():
     return config, None, io | {"model": model}
 
 
+def dinov2():
+    from transformers import Dinov2Config, Dinov2Model
+
+    config = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=3, image_size=24, patch_size=6)
+    config |= dict(hidden_act="gelu", layer_norm_eps=1e-6, layerscale_value=1.0)
+    model = randomised(Dinov2Model(Dinov2Config(**config)))
+    native, other = draws(2, 3, 24, 24), draws(1, 3, 36, 18)
+    last = model(native).last_hidden_state
+    io = dict(pixels_native=native, pixels_other=other, last_hidden_native=last, cls_native=last[:, 0])
+    return config, None, io | dict(cls_other_size=model(other).last_hidden_state[:, 0], model=model)
+
+
 def written(make, folder: Path) -> Path:
     """The case as a folder; tensor names as the official library writes them to disk where it renames them in memory."""
     config, tensors, io = make()
@@ -127,7 +143,9 @@ def written(make, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "make", [sd3_transformer, sdxl_unet, flux_transformer, autoencoder_kl, clip_text_l, dino_vit, *STUDENTS], ids=lambda make: make.__name__
+    "make",
+    [sd3_transformer, sd35_transformer, sdxl_unet, flux_transformer, autoencoder_kl, clip_text_l, dino_vit, dinov2, *STUDENTS],
+    ids=lambda make: make.__name__,
 )
 def test_another_size_passes_and_another_weight_misses(make, tmp_path, capsys):
     folder = written(make, tmp_path / make.__name__)
