@@ -9,13 +9,12 @@ WORKDIR/pretraining/README.md has its accuracy on held-out subjects by attribute
 from ml_collections import ConfigDict
 
 from configs.micro import common
-from configs.micro.metrics import VISION
 
 
 def get_config(checkpoints: str = common.CHECKPOINTS) -> ConfigDict:
-    sizes = VISION | dict(hidden_act="gelu", qkv_bias=True, layer_norm_eps=1e-12)
-    config = common.pretraining("probes", sizes, checkpoints, steps=2000, batch_size=64, learning_rate=1e-3)
-    config.pretraining.pictures = 40_000
+    sizes = dict(block_out_channels=(16, 32, 64, 128), layers_per_block=1, norm_num_groups=8)
+    config = common.pretraining("probes", sizes, checkpoints, steps=5000, batch_size=32, learning_rate=2e-3)
+    config.pretraining.pictures = 30_000
     config.seed = 1  # other pictures than those that the generators learn from
     config.pretraining.parts.vae = f"{checkpoints}/supervisor/vae"
     config.pretraining.parts.vq = f"{checkpoints}/student/vq.safetensors"

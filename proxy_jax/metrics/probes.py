@@ -1,7 +1,7 @@
 """Probes: what a picture of the micro-world shows, read from its pixels (class, colours, pattern, parts, setting, outfit, surface).
 
-A probe is a ViT with one linear classifier over all values of all attributes, in the layout of transformers' ViTForImageClassification:
-`id2label` of its config.json says which output is which, "primary=red".
+A probe is the convolutional encoder of diffusers' AutoencoderKL (its names, and its fields in config.json) with an output for each value of
+each attribute, averaged over the picture. `id2label` of config.json says which output is which, "primary=red", as transformers' classifiers do.
 """
 
 import dataclasses
@@ -15,20 +15,19 @@ from flax import nnx
 
 from proxy_jax import sharding
 from proxy_jax.models import parameters
-from proxy_jax.models.layers import Compute, Dense
-from proxy_jax.models.vit import ViT, ViTConfig
-from proxy_jax.weights import hub, vit
-from proxy_jax.weights.table import Table, linear, load
+from proxy_jax.models.conv_blocks import Encoder
+from proxy_jax.weights import autoencoder_kl, hub
+from proxy_jax.weights.table import Table, load
 from proxy_jax.weights.tensors import open_tensors
-
-MEAN, STD = 0.5, 0.5  # ViT's published normalisation
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeConfig:
-    """A ViT's sizes and the names of its outputs in their order, "primary=red"."""
+    """An encoder's sizes and the names of its outputs in their order, "primary=red"."""
 
-    vit: ViTConfig
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    norm_num_groups: int
     labels: tuple[str, ...]
 
     def attributes(self) -> dict[str, dict[str, int]]:
@@ -41,17 +40,16 @@ class ProbeConfig:
 
 
 class Probe(nnx.Module):
-    """The encoder and its classifier."""
+    """The encoder, averaged over all positions."""
 
-    def __init__(self, config: ProbeConfig, *, compute: Compute = Compute(), rngs: nnx.Rngs):
+    def __init__(self, config: ProbeConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.vit = ViT(config.vit, compute=compute, rngs=rngs)
-        self.classifier = Dense(config.vit.hidden_size, len(config.labels), axes=("embed", "embed_out"), rngs=rngs)
+        widths, blocks = config.block_out_channels, config.layers_per_block
+        self.encoder = Encoder(3, len(config.labels), widths, blocks, groups=config.norm_num_groups, rngs=rngs)
 
     def __call__(self, pictures: jax.Array) -> jax.Array:
-        """Logits [b, outputs] of pictures [b, image_size, image_size, 3] uint8."""
-        pixels = (pictures.astype(jnp.float32) / 255 - MEAN) / STD
-        return self.classifier(self.vit(pixels)[:, 0]).astype(jnp.float32)
+        """Logits [b, outputs] of pictures [b, height, width, 3] uint8."""
+        return self.encoder(pictures.astype(jnp.float32) / 127.5 - 1).mean((1, 2))
 
 
 def labels(attributes: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -62,15 +60,13 @@ def labels(attributes: Mapping[str, Sequence[str]]) -> dict[str, str]:
 
 def table(config: ProbeConfig) -> Table:
     """The name table of a Probe."""
-    inner = vit.table(config.vit)
-    entries = [dataclasses.replace(entry, official=f"vit.{entry.official}", ours=f"vit.{entry.ours}") for entry in inner.entries]
-    return Table((*entries, *linear("classifier", "classifier")))
+    return Table(tuple(autoencoder_kl.encoder(config.block_out_channels, config.layers_per_block)))
 
 
 def config_of(content: Mapping) -> ProbeConfig:
     """From the content of a config.json. Raises CheckpointError if sizes are missing."""
     labels = content["id2label"]
-    return ProbeConfig(hub.config_from(ViTConfig, content), tuple(labels[str(number)] for number in range(len(labels))))
+    return hub.config_from(ProbeConfig, content | {"labels": tuple(labels[str(number)] for number in range(len(labels)))})
 
 
 @parameters.jit
@@ -93,7 +89,7 @@ class Probes:
         return cls(model)
 
     def probabilities(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
-        """Attribute -> probabilities [n, values] of pictures [n, image_size, image_size, 3] uint8."""
+        """Attribute -> probabilities [n, values] of pictures [n, height, width, 3] uint8."""
         parts = []
         for rows, kept in sharding.row_batches(len(pictures), self.batch_size):
             parts.append(sharding.to_host(_logits(self.model, sharding.put_batch(pictures[rows], sharding.current())))[:kept])

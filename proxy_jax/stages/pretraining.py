@@ -4,6 +4,7 @@ python -m proxy_jax.main --config configs/micro/vq.py --workdir runs/micro/vq
 """
 
 import dataclasses
+import hashlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -213,8 +214,10 @@ def _as_scored(pictures: np.ndarray, preprocessing: encoders.Preprocessing) -> n
 
 
 def probes(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """The probe, metrics/probes. A quarter of its pictures have gone through the tokenizer (parts.vq) and a quarter through the
-    autoencoder (parts.vae), as what the student and the supervisor draw has.
+    """The probe, metrics/probes.
+
+    A quarter of its pictures have gone through the tokenizer (parts.vq) and a quarter through the autoencoder (parts.vae), as what the
+    student and the supervisor draw has.
     """
     fields, folder, locate = config.pretraining, workdir / NAME, learners.locate(workdir)
     vq_model, vae = _vq_model(locate(fields.parts.vq)), _autoencoder(locate(fields.parts.vae))
@@ -225,14 +228,15 @@ def probes(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     pictures = world.pictures[alone]
     quarter = len(pictures) // 4
     first, second, rest = pictures[:quarter], pictures[quarter : 2 * quarter], pictures[2 * quarter :]
-    pictures = np.concatenate([autoencoders.through_vq(vq_model, first), autoencoders.through_kl(vae, second), rest])
-    columns = {"pictures": pictures} | {probing.TRUTH + name: values[alone] for name, values in world.truths.items()}
+    parts = {name: cache.fingerprint(locate(fields.parts[name])) for name in ("vq", "vae")}
+    through = cache.cached(
+        _pictures_cache(config),
+        {"pictures": cache.digest([hashlib.sha256(part.tobytes()).hexdigest() for part in (first, second)]), "shape": first.shape} | parts,
+        lambda: {"vq": autoencoders.through_vq(vq_model, first), "vae": autoencoders.through_kl(vae, second)},
+    )
+    columns = {"pictures": np.concatenate([through["vq"], through["vae"], rest])}
+    columns |= {probing.TRUTH + name: values[alone] for name, values in world.truths.items()}
     model = _fit(lambda: Probe(probe_config, rngs=nnx.Rngs(0)), probing.probe_loss, columns, config, folder)
-    content |= {
-        "architectures": ["ViTForImageClassification"],
-        "model_type": "vit",
-        "label2id": {name: int(n) for n, name in content["id2label"].items()},
-    }
     target, held_out = folder / "weights" / "metrics" / "probes", _drawn().held_out(fields.resolution)
     hub.save_pretrained(model, probe_table(probe_config), target, config=content, dtype=HALF)
     seen = {

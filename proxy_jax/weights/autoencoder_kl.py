@@ -1,6 +1,7 @@
 """AutoencoderKL's tensor names (diffusers) and its config.json."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from proxy_jax.models.autoencoder_kl import AutoencoderKLConfig
 from proxy_jax.weights.conv_blocks import levels, linear_attention, middle
@@ -15,15 +16,7 @@ def table(config: AutoencoderKLConfig) -> Table:
     """The name table of an AutoencoderKL of any size, with or without convolutions around the latents. Old names are read too."""
     widths, num_blocks = config.block_out_channels, config.layers_per_block
     entries = [
-        *_ends("encoder"),
-        *levels(
-            "encoder.down_blocks.{i}.resnets.{j}",
-            "encoder.down_blocks.{i}.downsamplers.0.conv",
-            "encoder.levels",
-            widths,
-            num_blocks,
-            shortcut="conv_shortcut",
-        ),
+        *encoder(widths, num_blocks),
         *_ends("decoder"),
         *levels(
             "decoder.up_blocks.{i}.resnets.{j}",
@@ -37,6 +30,12 @@ def table(config: AutoencoderKLConfig) -> Table:
         *(pointwise("post_quant_conv", "post_quant_conv") if config.use_post_quant_conv else []),
     ]
     return Table(tuple(entries), renames=tuple((rf"{ATTENTION}{old}\.", rf"\1.{new}.") for old, new in OLD_NAMES))
+
+
+def encoder(widths: Sequence[int], num_blocks: int) -> list[Entry]:
+    """Those of the encoder, `encoder` in both."""
+    resnets, down = "encoder.down_blocks.{i}.resnets.{j}", "encoder.down_blocks.{i}.downsamplers.0.conv"
+    return [*_ends("encoder"), *levels(resnets, down, "encoder.levels", widths, num_blocks, shortcut="conv_shortcut")]
 
 
 def _ends(half: str) -> list[Entry]:

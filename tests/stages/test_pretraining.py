@@ -21,7 +21,7 @@ from proxy_jax.weights.tensors import open_tensors
 dataset = pytest.importorskip("proxy_jax.data.microworld.dataset", reason='the micro-world is drawn with skia: pip install -e ".[microworld]"')
 pytestmark = pytest.mark.slow
 
-SIZE, LENGTH = 24, 16
+SIZE, LENGTH = 16, 16
 SMALL_VIT = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=SIZE, patch_size=8)
 SMALL_CLIP = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, projection_dim=16)
 SMALL_TEXT = SMALL_CLIP | dict(hidden_size=16, intermediate_size=32)  # both side by side are as wide as T5
@@ -35,7 +35,7 @@ SMALL = {
         60,
     ),
     "metrics": (dict(dino=SMALL_VIT, clip=dict(text_config=SMALL_CLIP, vision_config=SMALL_VIT, projection_dim=16)), 60),
-    "probes": (SMALL_VIT, 60),
+    "probes": (dict(block_out_channels=(8, 16, 16)), 60),
     "supervisor": (
         dict(sample_size=12, num_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=32)
         | dict(pooled_projection_dim=32),
