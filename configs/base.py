@@ -92,18 +92,18 @@ def pretraining() -> ConfigDict:
     """The field `pretraining` of the configs that train a micro checkpoint on pictures of the micro-world (configs/micro/)."""
     return ConfigDict(
         dict(
-            recipe="vq",  # vq | kl | text_encoders | metrics | probes | supervisor | student
+            recipe="vq",  # vq | kl | text_encoders | metrics | probes | sd3 | sdxl | student
             model=ConfigDict(),  # its sizes, in the fields of its official config.json
             # Finished checkpoints. start: what it begins as (of vq and kl an AutoencoderKL, of generators one of their own; "": random
-            # weights). vq, vae: of probes, what half of its pictures go through. encoders: of the supervisor, the pipeline with its frozen
+            # weights). vq, vae: of probes, what half of its pictures go through. encoders: of supervisors, the pipeline with their frozen
             # parts. probes: of the generators, what scores them ("": they are not scored)
             parts=ConfigDict(dict(start="", vq="", vae="", encoders="", probes="")),
             publish="",  # a folder to copy the finished weights and the card to, as they lie among the checkpoints
             pictures=50_000,  # of the pre-training set
             pictures_cache="runs/micro/pictures",  # where they are kept: the recipes share them
             resolution=48,
-            empty_captions=0.1,  # supervisor: the share of pictures without a caption, for guidance
-            shift=1.0,  # supervisor: the timestep shift; 3 is SD3's at 1024 px
+            empty_captions=0.1,  # supervisors: the share of pictures without a caption, for guidance
+            shift=1.0,  # sd3: the timestep shift; 3 is SD3's at 1024 px
             unquantised=training(),  # vq: steps before there is a codebook
             training=training(),
         )

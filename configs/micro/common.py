@@ -5,7 +5,7 @@
 It takes the checkpoints that it needs from those that come with the package; the result lies in WORKDIR/pretraining/weights with its model
 card beside it. To train all of them anew, each on those before it, in a folder of their own:
 
-    for recipe in kl vq text_encoders metrics probes supervisor student; do
+    for recipe in kl vq text_encoders metrics probes sd3 sdxl student; do
         python -m proxy_jax.main --config configs/micro/$recipe.py:runs/micro/checkpoints --workdir runs/micro/$recipe
     done
 """
@@ -51,6 +51,11 @@ def generators(config: ConfigDict, checkpoints: str = CHECKPOINTS) -> None:
     config.student.resolution = 48
     config.evaluation.dino = f"{checkpoints}/metrics/dino"
     config.evaluation.clip = f"{checkpoints}/metrics/clip"
+
+
+def sdxl(config: ConfigDict, checkpoints: str = CHECKPOINTS) -> None:
+    """The micro SDXL as a run's supervisor."""
+    config.supervisor.update(family="sdxl", checkpoint=f"{checkpoints}/supervisor_sdxl")
 
 
 def main_job(subject: str) -> ConfigDict:

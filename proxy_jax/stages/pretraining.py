@@ -4,6 +4,7 @@ python -m proxy_jax.main --config configs/micro/vq.py --workdir runs/micro/vq
 """
 
 import dataclasses
+import functools
 import hashlib
 import shutil
 import time
@@ -49,7 +50,8 @@ RARE_WORD_SHARE = 0.1  # of captions get a word that means nothing, so that an u
 
 # What a recipe does: trains, writes folder/weights as they lie among the checkpoints, and returns scores on held-out subjects.
 Recipe = Callable[[ConfigDict, Path], dict[str, Any]]
-ROLE = {"supervisor": "subject_tuning", "student": "proxy_tuning"}  # recipes that train a learner: the stage whose fields it has
+# Recipes that train a learner: its field in the config, and the stage whose fields it has
+ROLE = {"sd3": ("supervisor", "subject_tuning"), "sdxl": ("supervisor", "subject_tuning"), "student": ("student", "proxy_tuning")}
 
 
 def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     found = contract.fields(config, "seed", "compute", NAME)
     found["parts"] = {name: cache.fingerprint(locate(value)) for name, value in fields.parts.items() if value}
     if fields.recipe in ROLE:
-        found |= contract.fields(config, fields.recipe, ROLE[fields.recipe])
+        found |= contract.fields(config, *ROLE[fields.recipe])
     if fields.recipe == "student":
         found["encoders"] = [cache.fingerprint(locate(config.student[name])) for name in ("vq", "text_encoder")]
     return found | {"world": _drawn().version(config.seed, fields.resolution)}
@@ -293,7 +295,7 @@ def _prompt_scores(config: ConfigDict, workdir: Path, learner: Learner, tuned: P
         workdir / NAME / "drawn",
         seed=config.seed + 2,
         batch_size=config.evaluation.batch_size,
-        options=config.evaluation[config.pretraining.recipe].to_dict(),
+        options=config.evaluation[ROLE[config.pretraining.recipe][0]].to_dict(),
         cache=workdir / "cache",
         label="prompts",
     )
@@ -313,22 +315,41 @@ def halve(file: Path) -> None:
     write_safetensors(values, file, {"format": "pt"})
 
 
-def supervisor(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """SD3's denoiser, supervisor/transformer, on the autoencoder and the text encoders of the pipeline parts.encoders.
+def sd3(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """SD3's denoiser, in the pipeline folder `supervisor`, on the autoencoder and the text encoders of the pipeline parts.encoders."""
+    sizes, shift = config.pretraining.model.to_dict(), config.pretraining.shift
+    return _supervisor(config, workdir, "supervisor", functools.partial(random_weights.denoiser, sizes, seed=config.seed, shift=shift))
+
+
+def sdxl(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """SDXL's denoiser, in a pipeline folder of its own, `supervisor_sdxl`, that has copies of its frozen parts of parts.encoders.
+
+    It predicts v, and guidance is away from the encoded empty prompt: both as it is trained.
+    """
+    sizes, settings = config.pretraining.model.to_dict(), dict(zeros=False, prediction_type="v_prediction")
+    return _supervisor(config, workdir, "supervisor_sdxl", functools.partial(random_weights.unet_denoiser, sizes, seed=config.seed, **settings))
+
+
+def _supervisor(config: ConfigDict, workdir: Path, name: str, make: Callable[[Path], None]) -> dict[str, Any]:
+    """Trains the denoiser that make(folder) writes at random, with its scheduler and model_index.json; name: of its pipeline's folder.
 
     Resolution, text length and the loss's weighting are those of `supervisor` and `subject_tuning`, as for a published one.
     """
-    fields, base, target = config.pretraining, workdir / NAME / "base", workdir / NAME / "weights" / "supervisor"
-    locate, sizes = learners.locate(workdir), fields.model.to_dict()
-    for part in ("vae", *(f"{kind}{number}" for kind in ("text_encoder", "tokenizer") for number in ("", "_2", "_3"))):
+    fields, base, target = config.pretraining, workdir / NAME / "base", workdir / NAME / "weights" / name
+    make(base)
+    locate, index = learners.locate(workdir), files.read_json(base / "model_index.json")
+    frozen = [part for part in index if part == "vae" or part.startswith(("text_encoder", "tokenizer"))]
+    own = [] if locate(fields.parts.encoders).name == name else frozen  # those of the folder that it joins are there already
+    for part in frozen:
         shutil.copytree(locate(fields.parts.encoders) / part, base / part, dirs_exist_ok=True)
-    random_weights.denoiser(sizes, base, config.seed, shift=fields.shift)
+    for part in ("scheduler", *own):
+        shutil.copytree(base / part, target / part, dirs_exist_ok=True)
+    shutil.copy(base / "model_index.json", target)
     if fields.parts.start:
-        shutil.copytree(locate(fields.parts.start), base / "transformer", dirs_exist_ok=True)
+        start = locate(fields.parts.start)
+        shutil.copytree(start, base / start.name, dirs_exist_ok=True)
     config = ConfigDict(config.to_dict())
     config.supervisor.checkpoint = str(base)
-    shutil.copytree(base / "scheduler", target / "scheduler", dirs_exist_ok=True)
-    shutil.copy(base / "model_index.json", target)
     return _generator(config, workdir, learners.supervisor, target, fields.empty_captions)
 
 
@@ -344,4 +365,4 @@ def student(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     return _generator(config, workdir, learners.student, workdir / NAME / "weights" / "student", 0.0)
 
 
-RECIPES: dict[str, Recipe] = {recipe.__name__: recipe for recipe in (vq, kl, text_encoders, metrics, probes, supervisor, student)}
+RECIPES: dict[str, Recipe] = {recipe.__name__: recipe for recipe in (vq, kl, text_encoders, metrics, probes, sd3, sdxl, student)}

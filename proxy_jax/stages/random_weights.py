@@ -171,11 +171,14 @@ def supervisor(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
         tokenizer.save_pretrained(folder / name.replace("text_encoder", "tokenizer"))
 
 
-def unet_denoiser(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
-    """Writes SDXL's denoiser, scheduler and model_index.json; sizes: the denoiser's config.json."""
+def unet_denoiser(sizes: Mapping[str, Any], folder: Path, seed: int, *, zeros: bool = True, **scheduler: Any) -> None:
+    """Writes SDXL's denoiser, scheduler (SDXL_SCHEDULER with changes) and model_index.json; sizes: the denoiser's config.json.
+
+    zeros: guidance is away from zeros, not from the encoded empty prompt.
+    """
     _diffusers((UNet, UNetConfig, unet.table), "UNet2DConditionModel", sizes, folder / "unet", seed)
-    files.write_json(folder / "scheduler" / "scheduler_config.json", SDXL_SCHEDULER)
-    files.write_json(folder / "model_index.json", {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True} | SDXL)
+    files.write_json(folder / "scheduler" / "scheduler_config.json", SDXL_SCHEDULER | scheduler)
+    files.write_json(folder / "model_index.json", {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": zeros} | SDXL)
 
 
 def flux_denoiser(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:

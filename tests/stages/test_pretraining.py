@@ -36,10 +36,15 @@ SMALL = {
     ),
     "metrics": (dict(dino=SMALL_VIT, clip=dict(text_config=SMALL_CLIP, vision_config=SMALL_VIT, projection_dim=16)), 60),
     "probes": (dict(block_out_channels=(8, 16, 16)), 60),
-    "supervisor": (
+    "sd3": (
         dict(sample_size=12, num_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=32)
         | dict(pooled_projection_dim=32),
         80,
+    ),
+    "sdxl": (
+        dict(block_out_channels=(16, 32), layers_per_block=1, attention_head_dim=(1, 2), cross_attention_dim=32, norm_num_groups=8)
+        | dict(projection_class_embeddings_input_dim=64),
+        60,
     ),
     "student": (dict(dim=32, n_layer=2, n_head=2, vocab_size=64, caption_dim=32), 80),
 }
@@ -106,7 +111,7 @@ def test_the_card_tells_how_it_was_trained_and_how_good_it_is(recipe, trained):
 
 def test_weights_are_halved(trained):
     files = list((trained / "checkpoints").rglob("*.safetensors"))
-    assert len(files) == 4 + 1 + 3 + 2 + 1  # the supervisor's, the text encoder's copy, vq, gpt, the metrics
+    assert len(files) == 5 + 4 + 1 + 3 + 2  # SD3's, SDXL's, the text encoder's copy, the metrics, vq and gpt
     for file in files:
         tensors = open_tensors(file)
         assert {tensors.read(name, tuple(slice(None) for _ in shape)).dtype for name, shape in tensors.shapes().items()} == {np.dtype(np.float16)}
@@ -122,23 +127,24 @@ def test_the_metrics_and_the_probe_load_and_read(trained):
     assert all(value in ATTRIBUTES[name] for name, values in read.items() for value in values)
 
 
-def test_the_generators_draw_with_what_was_trained(trained):
+@pytest.mark.parametrize("recipe", ["sd3", "sdxl", "student"])
+def test_the_generators_draw_with_what_was_trained(trained, recipe):
     """The checkpoints are a whole pipeline: loaded by the learners, it draws, and not what it would draw with the weights it began with."""
-    config = small_config("supervisor", trained)
-    bases = {"supervisor": trained / "supervisor/pretraining/base", "student": trained / "student/pretraining/base/gpt.safetensors"}
-    options = {"supervisor": dict(steps=2, guidance_scale=2.0), "student": dict(guidance_scale=2.0, top_k=0, top_p=1.0, temperature=1.0)}
-    for role, make in (("supervisor", learners.supervisor), ("student", learners.student)):
-        drawn = []
-        for base in (None, bases[role]):
-            if base is not None and role == "supervisor":
-                config.supervisor.checkpoint = str(base)
-            if base is not None and role == "student":
-                config.student.gpt = str(base)
-            learner = make(config, trained)
-            text = learner.encode_prompts(["a dog", "a cat in the snow", ""])
-            rows, empty = {k: v[:2] for k, v in text.items()}, {k: v[2:] for k, v in text.items()}
-            drawn.append(learner.draw(learner.load_model(lambda name: jnp.float32), rows, empty, 0, np.arange(2), options[role]))
-        assert drawn[0].shape == (2, SIZE, SIZE, 3) and not np.array_equal(*drawn)
+    config, base = small_config(recipe, trained), trained / recipe / "pretraining" / "base"
+    if recipe == "student":
+        make, fields, begun = learners.student, config.student, base / "gpt.safetensors"
+        options = dict(guidance_scale=2.0, top_k=0, top_p=1.0, temperature=1.0)
+    else:
+        make, fields, begun, options = learners.supervisor, config.supervisor, base, dict(steps=2, guidance_scale=2.0)
+    drawn = []
+    for start in (None, begun):
+        if start is not None:
+            fields["gpt" if recipe == "student" else "checkpoint"] = str(start)
+        learner = make(config, trained)
+        text = learner.encode_prompts(["a dog", "a cat in the snow", ""])
+        rows, empty = {k: v[:2] for k, v in text.items()}, {k: v[2:] for k, v in text.items()}
+        drawn.append(learner.draw(learner.load_model(lambda name: jnp.float32), rows, empty, 0, np.arange(2), options))
+    assert drawn[0].shape == (2, SIZE, SIZE, 3) and not np.array_equal(*drawn)
 
 
 def test_the_autoencoder_says_how_its_latents_are_scaled(trained):
