@@ -124,6 +124,15 @@ is_local_workdir() {
   case $workdir in gs://*) return 1 ;; esac
 }
 
+# make: create, after which there is something to delete, also if it was interrupted.
+make() {
+  standing=yes
+  create || {
+    standing=''
+    die "$name was not created"
+  }
+}
+
 # prepare: a machine that is ready, with the code and the user's token for gated checkpoints on every worker.
 prepare() {
   local current archive folders token
@@ -132,7 +141,7 @@ prepare() {
     *" ${current:-none} "*) echo "$name is there already ($current)" ;;
     *)
       [ -z "$current" ] || remove
-      create
+      make
       ;;
   esac
   standing=yes
@@ -157,10 +166,16 @@ prepare() {
   on_workers "tar -xzf proxy_jax.tar.gz -C proxy_jax"
 }
 
-# Runs on exit, however it came: a local workdir is brought here; then the machines go, if so asked.
+# finish_on_exit: finish runs when the launcher ends. gcloud answers Ctrl-C by exiting, which bash alone would take for an ordinary failure.
+finish_on_exit() {
+  trap finish EXIT
+  trap 'exit 130' INT TERM
+}
+
+# However the end came: a local workdir is brought here; then the machines go, if so asked.
 finish() {
   local status=$? answer=y
-  trap - EXIT
+  trap - EXIT INT TERM
   set +e
   [ -z "${logs:-}" ] || kill -- "-$logs" 2>/dev/null
   [ -n "${standing:-}" ] || exit "$status"
@@ -189,7 +204,7 @@ launch() {
   needs_answer
   notes
   command="bash proxy_jax/launch/detached.sh bash proxy_jax/launch/worker.sh $1 $(quoted "${program[@]}")"
-  trap finish EXIT
+  finish_on_exit
   while :; do
     prepare
     followed=yes

@@ -39,9 +39,8 @@ show_logs() {
   done
 }
 
-trap finish EXIT
-create
-standing=yes
+finish_on_exit
+make
 if [ -n "$dry_run" ]; then
   show_logs
 else

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,24 @@ def test_goes_on_with_a_machine_that_is_there_and_keeps_it(launcher):
     assert "hf_secret" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("interrupted", ["create", "detached.sh"])
+@CLOUDS
+def test_deletes_when_interrupted(launcher, start, ready, gone, interrupted):
+    """Also where gcloud catches the signal, as it does Ctrl-C, and exits as after a failure."""
+    (launcher.folder / "answers").write_text(
+        APPEARS
+        + f"""
+case " $* " in *{interrupted}*) trap "exit 1" TERM; touch "$HOME/reached"; for i in {{1..200}}; do sleep 0.1; done ;; esac"""
+    )
+    command = ["/bin/bash", str(LAUNCH / start[0]), *start[1:], "--delete", "--", "--config", "c", "--workdir", "gs://bucket/dog"]
+    running = subprocess.Popen(command, env=launcher.environment | {"READY": ready}, start_new_session=True, stdout=subprocess.DEVNULL)
+    while running.poll() is None and not (launcher.folder / "reached").exists():
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGTERM)
+    assert running.wait(timeout=20) == 130
+    assert " delete " in (launcher.folder / "calls").read_text().rsplit("\x1e", 2)[1].replace("\x1f", " ")
+
+
 @pytest.mark.parametrize(("answer", "deletes"), [("\n", True), ("y\n", True), ("n\n", False), ("\x04", False)])
 def test_asks_before_deletion(launcher, answer, deletes):
     keyboard, terminal = pty.openpty()
@@ -338,6 +357,8 @@ def test_detached(launcher):
     assert lost.stdout.readline() == "a\n"
     os.killpg(lost.pid, signal.SIGKILL)
     lost.communicate()
+    other = launcher.run(LAUNCH / "detached.sh", "echo", program=())
+    assert other.returncode == 3 and "another command still runs here: bash -c echo started" in other.stderr
     again = subprocess.Popen(start, **settings)
     assert again.stdout.readline() == "a\n"
     (launcher.folder / "go").touch()
