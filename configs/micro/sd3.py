@@ -24,7 +24,7 @@ def get_config(checkpoints: str = common.CHECKPOINTS) -> ConfigDict:
         pooled_projection_dim=128,
         pos_embed_max_size=6,
     )
-    config = common.pretraining("sd3", sizes, checkpoints, steps=6000, batch_size=64, learning_rate=1e-3, warmup_steps=200, ema_decay=0.999)
+    config = common.pretraining("sd3", sizes, checkpoints, steps=11_000, batch_size=32, learning_rate=1e-3, warmup_steps=200, ema_decay=0.999)
     config.pretraining.pictures = 100_000
     config.pretraining.parts.encoders = f"{checkpoints}/supervisor"
     config.subject_tuning.precondition_outputs = False
