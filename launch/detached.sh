@@ -11,8 +11,9 @@ if [ -f "$pid" ] && kill -0 "$(cat "$pid")" 2>/dev/null; then
 else
   rm -f "$result"
   echo "$*" >"$command"
+  : >"$log" # there before tail looks for it
   # shellcheck disable=SC2016  # the inner shell expands it
-  setsid bash -c 'status=0; "${@:2}" || status=$?; echo "$status" >"$1"' detached "$result" "$@" >"$log" 2>&1 </dev/null &
+  setsid bash -c 'status=0; "${@:2}" || status=$?; echo "$status" >"$1"' detached "$result" "$@" >>"$log" 2>&1 </dev/null &
   echo $! >"$pid"
 fi
 tail --pid="$(cat "$pid")" --lines=+1 --follow "$log"

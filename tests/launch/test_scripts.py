@@ -270,7 +270,7 @@ def test_dry_run_prints_what_a_run_calls(launcher, start):
         launcher.stand_in(name)
     answers = """case " $* " in
   *" describe "*) [ "$(count " create ")" = 1 ] && { [ $1$2 = computetpus ] && echo ACTIVE || echo RUNNING; } ;;
-  *--wait-for-job*) sleep 0.3 ;;
+  *--wait-for-job*) until [ "$(count "kubectl logs")" -gt 0 ]; do sleep 0.1; done ;;
   *" wait "*) [ "$(count " wait ")" = 1 ] || sleep 20 ;;
 esac"""
     done = launcher.run(*start, *["--delete"] * rents, "--", workdir="/data/my dog", answers=answers)
@@ -288,7 +288,10 @@ esac"""
 
 
 def test_gke(launcher):
-    answers = 'case " $* " in *--wait-for-job*) sleep 0.3; exit 125 ;; *" wait "*) [ "$(count " wait ")" = 2 ] || { sleep 0.1; exit 1; } ;; esac'
+    answers = """case " $* " in
+  *--wait-for-job*) until [ "$(count "kubectl logs")" -gt 0 ]; do sleep 0.1; done; exit 125 ;;
+  *" wait "*) [ "$(count " wait ")" = 2 ] || { sleep 0.1; exit 1; } ;;
+esac"""
     done = launcher.run(*GKE, "--spot", "--name", "dog", "--project=p", "--delete", "--", workdir="/data/dog", answers=answers)
     assert done.returncode == 125, "xpk's verdict on the workload"
     create, delete = launcher.named("create")[0], launcher.calls[-1]
@@ -308,8 +311,10 @@ def test_gke(launcher):
     assert "v5e-8 has 2 hosts here" in launcher.run("gke.sh", "--type=v5e-8", *GKE[3:], "--dry-run", "--", workdir="/data/dog").stderr
 
 
-def test_slurm(launcher):
+def test_gpus(launcher):
     launcher.stand_in("bash")
+    assert launcher.run("gpu.sh", "--").returncode == 0
+    assert launcher.calls == [["bash", "launch/worker.sh", "cuda", *launcher.expected()]]
     copy = shutil.copy(LAUNCH / "slurm.sh", launcher.folder / "slurm_script")  # Slurm runs a copy
     done = launcher.run(Path(copy), "--", SLURM_SUBMIT_DIR=str(ROOT), SLURM_JOB_NUM_NODES="1")
     assert done.returncode == 0, done.stderr
