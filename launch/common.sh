@@ -101,7 +101,7 @@ accelerator() {
 # What the program cannot do yet, said before money is spent.
 notes() {
   ((hosts == 1)) || echo "note: $type has $hosts hosts here, and the program does not run in several processes yet" >&2
-  case $workdir in gs://*) echo "note: the program does not write to gs:// yet" >&2 ;; esac
+  case $workdir in gs://*) echo "note: the program does not write to gs:// yet and will refuse it" >&2 ;; esac
 }
 
 # --- On rented machines. The launcher sets: where (zone, project), service (what has ssh and scp), all and first (which workers of it),

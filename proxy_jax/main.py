@@ -139,6 +139,8 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise CommandLineError(f"unexpected argument {rest[1]!r}; flags are --NAME=VALUE")
         if not WORKDIR.value:
             raise CommandLineError("give --workdir=FOLDER, the folder for everything the run writes")
+        if "://" in WORKDIR.value:
+            raise CommandLineError(f"--workdir={WORKDIR.value} is an address; give a folder of this machine, or one where the storage is mounted")
         if Path(WORKDIR.value).expanduser().is_file():
             raise CommandLineError(f"--workdir={WORKDIR.value} is a file; give a folder")
     except (CommandLineError, flags.Error) as error:
