@@ -126,7 +126,8 @@ def test_killed_runs_resume_to_the_same_artefacts(finished, subject_flags, tmp_p
 def test_eight_devices_give_the_same_losses(finished, subject_flags, tmp_path):
     workdir = tmp_path / "run"
     mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
-    text = finish(start(workdir, *subject_flags, *mesh, devices=8), workdir)
+    less = ("--config.subject_tuning.training.preview_every=0", "--config.proxy_tuning.training.preview_every=0")  # to compile
+    text = finish(start(workdir, *subject_flags, *mesh, *less, devices=8), workdir)
     assert "{'data': 2, 'fsdp': 2, 'tensor': 2}" in text
     for stage in TRAININGS:
         np.testing.assert_allclose(losses(workdir, stage), losses(finished, stage), atol=1e-4, err_msg=stage)
