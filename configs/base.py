@@ -88,6 +88,23 @@ def proxy_tuning() -> ConfigDict:
     )
 
 
+def evaluation() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            arms=("supervisor", "student"),  # also: untuned_supervisor, untuned_student
+            images_per_prompt=4,
+            num_prompts=25,
+            batch_size=8,
+            supervisor=ConfigDict(dict(steps=28, guidance_scale=7.0)),
+            student=ConfigDict(dict(guidance_scale=7.5, top_k=1000, top_p=1.0, temperature=1.0)),  # LlamaGen t2i
+            dino="facebook/dino-vits16",
+            clip="openai/clip-vit-base-patch32",
+            probes="",  # of the micro-world: a folder with the probe that reads identity and context from its pictures
+            direct="",  # the workdir of a finished run with proxy_tuning.source=photos: its student is one more arm, direct_student
+        )
+    )
+
+
 def pretraining() -> ConfigDict:
     """The field `pretraining` of the configs that train a micro checkpoint on pictures of the micro-world (configs/micro/)."""
     return ConfigDict(
@@ -119,7 +136,9 @@ def experiment() -> ConfigDict:
             results="{workdir}/results",  # where each run's scores are kept
             document="",  # a folder that gets the tables and figures too
             shared=ConfigDict(),  # changes of the run that tunes the supervisor and draws the proxies
-            arms=(),  # (name, changes of the run that uses them) each, in their order; changes: a nested dict of fields
+            # (name, changes of the run that uses them) each, in their order; changes: a nested dict of fields. One of the name "oracle" learns
+            # from renderings of the true subject in the place of proxies (the micro-world's subjects alone)
+            arms=(),
             together=0,  # one more arm: so many subjects in one student
             tokens=(),  # of the others among them
             reference="supervisor",  # the arm that all others' gains are shown on
@@ -191,20 +210,7 @@ def get_config() -> ConfigDict:
         )
     )
     config.proxy_tuning = proxy_tuning()
-    config.evaluation = ConfigDict(
-        dict(
-            arms=("supervisor", "student"),  # also: untuned_supervisor, untuned_student
-            images_per_prompt=4,
-            num_prompts=25,
-            batch_size=8,
-            supervisor=ConfigDict(dict(steps=28, guidance_scale=7.0)),
-            student=ConfigDict(dict(guidance_scale=7.5, top_k=1000, top_p=1.0, temperature=1.0)),  # LlamaGen t2i
-            dino="facebook/dino-vits16",
-            clip="openai/clip-vit-base-patch32",
-            probes="",  # of the micro-world: a folder with the probe that reads identity and context from its pictures
-            direct="",  # the workdir of a finished run with proxy_tuning.source=photos: its student is one more arm, direct_student
-        )
-    )
+    config.evaluation = evaluation()
     return config.lock()
 
 

@@ -318,7 +318,8 @@ def halve(file: Path) -> None:
 def sd3(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """SD3's denoiser, in the pipeline folder `supervisor`, on the autoencoder and the text encoders of the pipeline parts.encoders."""
     sizes, shift = config.pretraining.model.to_dict(), config.pretraining.shift
-    return _supervisor(config, workdir, "supervisor", functools.partial(random_weights.denoiser, sizes, seed=config.seed, shift=shift))
+    make = functools.partial(random_weights.denoiser, sizes, seed=config.seed, shift=shift)
+    return _supervisor(config, workdir, "supervisor", make, whole=False)  # the frozen parts are there already
 
 
 def sdxl(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -327,11 +328,14 @@ def sdxl(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     It predicts v, and guidance is away from the encoded empty prompt: both as it is trained.
     """
     sizes, settings = config.pretraining.model.to_dict(), dict(zeros=False, prediction_type="v_prediction")
-    return _supervisor(config, workdir, "supervisor_sdxl", functools.partial(random_weights.unet_denoiser, sizes, seed=config.seed, **settings))
+    make = functools.partial(random_weights.unet_denoiser, sizes, seed=config.seed, **settings)
+    return _supervisor(config, workdir, "supervisor_sdxl", make, whole=True)
 
 
-def _supervisor(config: ConfigDict, workdir: Path, name: str, make: Callable[[Path], None]) -> dict[str, Any]:
+def _supervisor(config: ConfigDict, workdir: Path, name: str, make: Callable[[Path], None], *, whole: bool) -> dict[str, Any]:
     """Trains the denoiser that make(folder) writes at random, with its scheduler and model_index.json; name: of its pipeline's folder.
+
+    whole: that folder gets the frozen parts too.
 
     Resolution, text length and the loss's weighting are those of `supervisor` and `subject_tuning`, as for a published one.
     """
@@ -339,10 +343,9 @@ def _supervisor(config: ConfigDict, workdir: Path, name: str, make: Callable[[Pa
     make(base)
     locate, index = learners.locate(workdir), files.read_json(base / "model_index.json")
     frozen = [part for part in index if part == "vae" or part.startswith(("text_encoder", "tokenizer"))]
-    own = [] if locate(fields.parts.encoders).name == name else frozen  # those of the folder that it joins are there already
     for part in frozen:
         shutil.copytree(locate(fields.parts.encoders) / part, base / part, dirs_exist_ok=True)
-    for part in ("scheduler", *own):
+    for part in ("scheduler", *(frozen if whole else ())):
         shutil.copytree(base / part, target / part, dirs_exist_ok=True)
     shutil.copy(base / "model_index.json", target)
     if fields.parts.start:

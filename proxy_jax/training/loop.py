@@ -32,9 +32,11 @@ class Batches(Protocol):
 
     def __next__(self) -> dict[str, np.ndarray]: ...
 
-    def get_state(self) -> Any: ...
+    def get_state(self) -> Any:
+        """The place, as JSON."""
 
-    def set_state(self, state: Any) -> None: ...
+    def set_state(self, state: Any) -> None:
+        """Goes on from a place that get_state gave."""
 
 
 class NonFiniteError(FloatingPointError):
