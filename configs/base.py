@@ -4,6 +4,9 @@ Sources of the defaults: "diffusers" = the DreamBooth example scripts and pipeli
 "ours" = the paper does not say (it gives no steps, learning rates, ranks, batch sizes or sampler settings).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 
 
@@ -214,6 +217,13 @@ def get_config() -> ConfigDict:
     return config.lock()
 
 
+def choose(table: Mapping[str, Any], name: str, what: str) -> Any:
+    """table[name], for the argument of a config. Raises ValueError, saying what there is."""
+    if name not in table:
+        raise ValueError(f"{what} is {name!r}; there are {', '.join(table)}")
+    return table[name]
+
+
 def sdxl(config: ConfigDict) -> None:
     """Makes SDXL the supervisor: diffusers' settings of its DreamBooth LoRA (script and README) and its pipeline's steps and guidance."""
     config.supervisor.update(family="sdxl", checkpoint="stabilityai/stable-diffusion-xl-base-1.0", resolution=1024)
@@ -229,11 +239,10 @@ SD35 = {"medium": dict(steps=40, guidance_scale=4.5), "large": dict(steps=28, gu
 
 def sd35(config: ConfigDict, size: str = "medium") -> None:
     """Makes SD3.5 (a key of SD35) the supervisor: SD3's settings of diffusers' DreamBooth LoRA script, and its model card's steps and guidance."""
-    if size not in SD35:
-        raise ValueError(f"SD3.5 is {' or '.join(SD35)}, not {size!r}")
+    drawn = choose(SD35, size, "the size of SD3.5")
     config.supervisor.checkpoint = f"stabilityai/stable-diffusion-3.5-{size}"
     for drawing in (config.subject_tuning.prior, config.proxy_generation, config.evaluation.supervisor):
-        drawing.update(SD35[size])
+        drawing.update(drawn)
 
 
 def flux(config: ConfigDict) -> None:

@@ -142,8 +142,8 @@ def weights(family: str = "sd3", student: str = "llamagen") -> ConfigDict:
     """The sizes of every checkpoint, in the fields of its official config.json."""
     return ConfigDict(
         dict(
-            supervisor=SUPERVISORS[family],
-            student=STUDENTS[student],
+            supervisor=base.choose(SUPERVISORS, family, "the supervisor"),
+            student=base.choose(STUDENTS, student, "the student"),
             metrics=dict(
                 dino=dict(
                     hidden_size=48,

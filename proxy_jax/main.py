@@ -94,7 +94,8 @@ def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
 def check_config_flags(arguments: list[str]) -> None:
     """Finds the config file among the arguments and lets it import its neighbours, from whatever folder the program was started.
 
-    Raises CommandLineError, saying what there is instead, if no config is given, its file does not exist, or a field that is set does not.
+    Raises CommandLineError, saying what there is instead, if no config is given, its file or a field that is set does not exist, or the
+    config does not take its argument.
     """
     here = Path(__file__).resolve().parents[1] / "configs"
     listing = ", ".join(os.path.relpath(path) for path in sorted(here.glob("*.py")))
@@ -109,7 +110,12 @@ def check_config_flags(arguments: list[str]) -> None:
     # Configs import each other as `from configs import base`, those in a folder of their own too.
     folders = [folder for folder in path.resolve().parents if folder.name == "configs"]
     sys.path.insert(0, str((folders[0] if folders else path.resolve().parent).parent))
-    config = runpy.run_path(str(path))["get_config"](*argument)
+    try:
+        config = runpy.run_path(str(path))["get_config"](*argument)
+    except ValueError as error:
+        if not argument:
+            raise
+        raise CommandLineError(f"--config={value}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise CommandLineError(f"get_config() of {path} returns no ConfigDict but {type(config).__name__}")
     known = field_names(config)

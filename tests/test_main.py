@@ -105,6 +105,7 @@ def test_a_run_that_cannot_start_ends_with_a_paragraph(tmp_path):
         ([], "give --config=FILE; there are "),
         (["--config="], "configs/base.py"),
         (["--workdir=run", "--config"], "give --config=FILE"),
+        ([f"--config={SMOKE}:sdx", "--workdir=run"], "the supervisor is 'sdx'; there are sd3, sdxl, flux, sd35"),
         ([f"--config={SMOKE}", "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run is an address; give a folder"),
         (["--config=configs/absent.py", "--workdir=run"], "there is no config file configs/absent.py (seen from "),
         (["--config=configs/absent.py", "--workdir=run"], "configs/smoke.py"),

@@ -60,13 +60,13 @@ def sdxl(config: ConfigDict, checkpoints: str = CHECKPOINTS) -> None:
 
 def main_job(subject: str) -> ConfigDict:
     """A subject of micro-DreamBench through all four stages."""
-    config = base.get_config()
+    config, known = base.get_config(), base.choose(prompts.SUBJECTS, subject, "the subject")
     generators(config)
     config.compute.dtype = "float32"
     config.compute.remat = "none"
     config.subject.photos = f"{CHECKPOINTS}/dreambench/{subject}"
-    config.subject.class_noun = prompts.SUBJECTS[subject].class_noun
-    config.subject.live = prompts.SUBJECTS[subject].live
+    config.subject.class_noun = known.class_noun
+    config.subject.live = known.live
     config.evaluation.probes = f"{CHECKPOINTS}/metrics/probes"
 
     tuning, student = config.subject_tuning, config.proxy_tuning

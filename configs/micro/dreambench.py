@@ -54,7 +54,8 @@ def arm(name: str, rate: float) -> dict:
 
 
 def get_config(protocol: str = "paper9") -> ConfigDict:
-    config = common.main_job(PROTOCOLS[protocol][0])
+    subjects = base.choose(PROTOCOLS, protocol, "the protocol")
+    config = common.main_job(subjects[0])
     config.stages = ("experiment",)
     config.proxy_generation.num_images = 1000
     config.subject_tuning.training.learning_rate = SUPERVISOR_RATE
@@ -69,7 +70,7 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
     with config.unlocked():
         config.experiment = base.experiment()
         config.experiment.shared = dict(evaluation=dict(arms=("supervisor", "untuned_supervisor", "untuned_student")))
-    config.experiment.update(subjects=PROTOCOLS[protocol], photos=f"{common.CHECKPOINTS}/dreambench")
+    config.experiment.update(subjects=subjects, photos=f"{common.CHECKPOINTS}/dreambench")
     if protocol == "development":
         config.experiment.arms = tuple((f"{name}_{rate:g}", arm(name, rate)) for name in CHOSEN for rate in RATES)
         config.experiment.main_arm = ""

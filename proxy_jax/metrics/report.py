@@ -170,9 +170,9 @@ def score_cells(shown: Sequence[str], scores: Sequence[Mapping[str, Any]], bold:
 
 
 def result(report: Report) -> str:
-    """The student's scores in one sentence; empty without a student."""
+    """The student's scores in one sentence; empty without a student, and of random weights, whose scores mean nothing."""
     scores = {row["arm"]: row["scores"] for row in report["rows"]}
-    if "student" not in scores:
+    if "student" not in scores or "random_weights" in report["config"]:
         return ""
 
     def others(metric: str, form: str) -> str:

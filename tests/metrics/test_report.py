@@ -178,6 +178,12 @@ def test_probe_scores_have_their_own_columns(content, root, tmp_path):
     assert "| Identity ↑ | Context ↑ | Identity × context ↑ | Class ↑ |" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
+def test_scores_of_random_weights_are_no_result(content, root, tmp_path):
+    assert "Likeness to the photos, by DINO" in written(content, root, tmp_path)
+    content["config"]["random_weights"] = {"supervisor": {}}
+    assert "Likeness to the photos, by DINO" not in written(content, root, tmp_path)
+
+
 def test_every_metric_is_explained_below_its_name(content, root, tmp_path):
     text = written(content, root, tmp_path)
     assert set(report.MEANINGS) == {*scores.METRICS, *scores.PROBED} and all("higher is better" in meaning for meaning in report.MEANINGS.values())
