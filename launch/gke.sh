@@ -34,7 +34,7 @@ remove() {
 show_logs() {
   while :; do
     until run kubectl wait pod "$pods" --for=condition=Ready --timeout=60s; do pause; done
-    run kubectl logs "$pods" --follow --prefix --tail=-1 --max-log-requests="$hosts"
+    run kubectl logs "$pods" --follow --prefix --tail=-1 --max-log-requests="$hosts" || pause # a pod that is lost ends its log with a failure
     [ -z "$dry_run" ] || break
   done
 }

@@ -52,7 +52,7 @@ class Rate(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Split(Record):
-    """A mean error, systematic + scattered (see above). covered: the share of all errors that it is a mean over (of tokens: see `tokens`)."""
+    """A mean error, systematic + scattered (see above). covered: the share of all errors that it is a mean over (of tokens: see account.tokens)."""
 
     error: float
     systematic: float

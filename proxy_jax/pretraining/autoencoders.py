@@ -124,11 +124,11 @@ def _project(model: VQModel, pictures: jax.Array) -> jax.Array:
         return model.codebook.project(model.latents(to_pixels(pictures)))
 
 
-def _in_batches(run: Callable[[jax.Array], jax.Array], pictures: np.ndarray) -> np.ndarray:
+def _in_batches(run: Callable[[jax.Array], jax.Array], values: np.ndarray) -> np.ndarray:
     """run() of batches of one shape, the rows put together on the host."""
     parts, mesh = [], sharding.current()
-    for rows, kept in sharding.row_batches(len(pictures), BATCH_SIZE):
-        parts.append(sharding.to_host(run(sharding.put_batch(pictures[rows], mesh)))[:kept])
+    for rows, kept in sharding.row_batches(len(values), BATCH_SIZE):
+        parts.append(sharding.to_host(run(sharding.put_batch(values[rows], mesh)))[:kept])
     return np.concatenate(parts)
 
 
@@ -176,7 +176,8 @@ def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def vq_scores(model: VQModel, pictures: np.ndarray) -> dict[str, float]:
     """Reconstruction PSNR in dB (the mean over pictures) and the share of codes in use on pictures [n, size, size, 3] uint8."""
     codes = _in_batches(lambda rows: vq.encode(model, rows), pictures)
-    return {"psnr": float(psnr(through_vq(model, pictures), pictures).mean()), "codes_in_use": len(np.unique(codes)) / model.config.codebook_size}
+    drawn = _in_batches(lambda rows: vq.decode(model, rows), codes)
+    return {"psnr": float(psnr(drawn, pictures).mean()), "codes_in_use": len(np.unique(codes)) / model.config.codebook_size}
 
 
 def kl_scores(model: AutoencoderKL, pictures: np.ndarray) -> dict[str, float]:

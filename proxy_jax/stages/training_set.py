@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -110,8 +111,8 @@ def class_pictures(
         )
         return {"pictures": np.stack([files.load_picture(path) for path in paths])}
 
-    drawn_by = {"learner": checkpoint_key(learner), "base": config[stage].lora.base, "vae_tile": config.supervisor.vae_tile}
-    key = {"class_images": wanted, "seed": config.seed, "options": options} | drawn_by
+    drawn_by = {"learner": checkpoint_key(learner), "dtype": jnp.dtype(learner.compute.dtype).name, "base": config[stage].lora.base}
+    key = {"class_images": wanted, "seed": config.seed, "options": options, "vae_tile": config.supervisor.vae_tile} | drawn_by
     found = cache.cached(workdir / "cache", key, draw)["pictures"]
     for index, picture in enumerate(found):
         if not (path := folder / f"{index:05d}.png").is_file():  # another run drew it

@@ -67,12 +67,12 @@ class Observer:
     def look(self, name: str, pictures: Sequence[np.ndarray], *, decoded: bool) -> Side:
         """At pictures [h, w, 3] uint8, called `name` in the log; decoded: they came out of the student's tokenizer."""
         logging.info("looking for the renderings nearest to %d pictures: %s", len(pictures), name)
-        matching, render = renderer()
+        matching, _ = renderer()
         size, tokenizer = self.student.resolution, self.student.tokenizer
         squares = np.stack([CROPS[self.student.crop](Image.fromarray(picture), size) for picture in pictures])
         seen = squares if decoded else autoencoders.through_vq(tokenizer, squares)
         scenes = matching.nearest(seen, self.identity)
-        rendered = autoencoders.through_vq(tokenizer, np.stack([render.render(scene, size) for scene in scenes]))
+        rendered = autoencoders.through_vq(tokenizer, _rendered(scenes, size))
         drawn, truth = (encode_images(self.student, part, self.batch_size, self.cache)["tokens"] for part in (seen, rendered))
         tokens = account.Tokens(drawn, truth, matching.areas(scenes, size, math.isqrt(drawn.shape[1])))
         return Side(evaluation.read(self.probes, seen), evaluation.read(self.probes, rendered), tokens)
@@ -105,19 +105,19 @@ def tell(subject: str, arms: Mapping[str, tuple[ConfigDict, Path]], pictures: in
     config, workdir = next(iter(arms.values()))
     if not config.evaluation.probes:
         raise StageError("an account of weak-to-strong needs a probe: --config.evaluation.probes=FOLDER")
-    proxies = proxy_set.read(training_set.folder_of(config, workdir))
-    prompts = training_set.prompts(proxies, learners.subject(config, workdir))
-    count = min(pictures, len(proxies), *(arm.proxy_tuning.num_proxies or len(proxies) for arm, _ in arms.values()))
     judge, student = evaluation.Judge.load(config, workdir), learners.student(config, workdir)
+    proxies = proxy_set.read(training_set.folder_of(config, workdir))
+    prompts = training_set.prompts(proxies, judge.subject)
+    count = min(pictures, len(proxies), *(arm.proxy_tuning.num_proxies or len(proxies) for arm, _ in arms.values()))
     observer = Observer(identity(config, workdir), judge.probes, student, config.proxy_tuning.encode_batch_size, folder / "cache")
-    truth, codebook = evaluation.truth(config, workdir), np.asarray(student.tokenizer.codebook.vectors())
+    codebook = np.asarray(student.tokenizer.codebook.vectors())
     supervisor = observer.look("proxies", [proxies[index]["image"] for index in range(count)], decoded=False)
 
     def accounts(first: Side, sides: Mapping[str, Side]) -> dict[str, Any]:
         found = {}
         for name, side in sides.items():
             others = [other.tokens for other_name, other in sides.items() if other_name != name]
-            attributes = account.attributes(subject, truth, first.read, side.read, rendered=first.rendered)
+            attributes = account.attributes(subject, judge.known, first.read, side.read, rendered=first.rendered)
             tokens = account.tokens(subject, first.tokens, side.tokens, codebook, others=others)
             found[name] = {"attributes": [attribute.to_dict() for attribute in attributes], "tokens": tokens.to_dict()}
         return found
@@ -129,7 +129,7 @@ def tell(subject: str, arms: Mapping[str, tuple[ConfigDict, Path]], pictures: in
             sides[name] = observer.look(f"{name}{suffix}", found, decoded=arm.evaluation.arms[0].endswith("student"))
         return accounts(supervisor, sides)
 
-    through = codecs(config, workdir)
+    through = codecs(learners.supervisor(config, workdir), student)
     scenes = _scenes(observer.identity, [PLAIN] * min(count, FLOOR_PICTURES), config.seed, FLOOR)
     floor = {
         role: observer.look(f"renderings through the {role}'s codec", codec(_rendered(scenes, size)), decoded=role == "student")
@@ -143,9 +143,8 @@ def tell(subject: str, arms: Mapping[str, tuple[ConfigDict, Path]], pictures: in
     return _rounded(found)
 
 
-def codecs(config: ConfigDict, workdir: Path) -> dict[str, tuple[Codec, int]]:
+def codecs(supervisor: Learner, student: Learner) -> dict[str, tuple[Codec, int]]:
     """What the pictures of each side go through, "supervisor" and "student", with the size of the pictures."""
-    supervisor, student = learners.supervisor(config, workdir), learners.student(config, workdir)
     return {
         "supervisor": (lambda pictures: autoencoders.through_kl(supervisor.vae, pictures), supervisor.resolution),
         "student": (lambda pictures: autoencoders.through_vq(student.tokenizer, pictures), student.resolution),

@@ -302,6 +302,12 @@ esac"""
     assert launcher.program_arguments(option(create, "command")) == ["launch/worker.sh", "tpu", *launcher.expected()]
     logs = launcher.named("logs")[0]
     assert {"--selector=xpk.google.com/workload=dog", "--follow", "--max-log-requests=1"} < set(logs)
+    lost = """case " $* " in
+  *--wait-for-job*) for i in {1..50}; do [ "$(count "kubectl logs")" -lt 2 ] || exit 0; sleep 0.1; done; exit 1 ;;
+  *" logs "*) exit 1 ;;
+esac"""
+    done = launcher.run(*GKE, "--delete", "--", workdir="/data/dog", answers=lost)
+    assert done.returncode == 0, "the log of the next pod is shown after that of a lost one"
     launcher.run(*GKE, "--reservation=mine", "--keep", "--", workdir="/data/dog", answers=answers)
     assert "--reservation=mine" in launcher.named("create")[0] and not launcher.named("delete")
     done = launcher.run(*GKE, "--delete", "--", workdir="runs/dog")

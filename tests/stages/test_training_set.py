@@ -13,6 +13,7 @@ from configs import smoke
 from proxy_jax import main
 from proxy_jax.data import proxy_set
 from proxy_jax.data.proxy_set import ProxySetError
+from proxy_jax.models.layers import Compute
 from proxy_jax.stages import contract, files, learners, training_set, tuning
 from proxy_jax.stages.contract import StageError
 from proxy_jax.training import lora
@@ -153,11 +154,11 @@ def test_runs_that_share_a_cache_draw_their_class_pictures_once(tmp_path, monkey
 
     monkeypatch.setattr(training_set, "draw_images", draw_images)
     (tmp_path / "base").write_bytes(b"weights")
-    learner = SimpleNamespace(encoders=dict, settings=dict, base=tmp_path / "base")
+    learner = SimpleNamespace(encoders=dict, settings=dict, base=tmp_path / "base", compute=Compute())
     config = smoke.get_config()
     config.proxy_tuning.prior.update(dict(weight=1.0, num_images=3))
     (tmp_path / "cache").mkdir()
-    for run in ("one", "two", "three", "four", "five"):
+    for run in ("one", "two", "three", "four", "five", "six"):
         (tmp_path / run).mkdir()
         (tmp_path / run / "cache").symlink_to(tmp_path / "cache")
     assert class_pictures("one") == class_pictures("two") == ([0, 1, 2], ["a photo of toy"] * 3)
@@ -165,7 +166,9 @@ def test_runs_that_share_a_cache_draw_their_class_pictures_once(tmp_path, monkey
     class_pictures("four", noun="dog")
     (tmp_path / "base").write_bytes(b"others")
     class_pictures("five")
-    assert drawn == ["one", "three", "four", "five"]
+    learner.compute = Compute(np.float16)
+    class_pictures("six")
+    assert drawn == ["one", "three", "four", "five", "six"]
 
 
 def test_a_supervisor_tuned_on_proxies(runs):
