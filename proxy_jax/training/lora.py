@@ -192,14 +192,12 @@ def _to_official(module: str, parts: dict[int, tuple[np.ndarray, np.ndarray]], e
     """PEFT's A and B of one official module from our (a, b) of its pieces."""
     if len({(a.shape, b.shape) for a, b in parts.values()}) > 1:
         raise ValueError(f"the adapters of {module} have different shapes: {[a.shape for a, _ in parts.values()]}")
-    order = sorted(parts)
-    rank, out = parts[order[0]][1].shape
-    lora_a = np.concatenate([np.moveaxis(parts[i][0], (-1, -2), (0, 1)) for i in order])
-    lora_b = np.zeros((entry.part[1] * out, len(order) * rank), np.float32)
-    for column, i in enumerate(order):
-        lora_b[i * out : (i + 1) * out, column * rank : (column + 1) * rank] = parts[i][1].T
-    lora_a = lora_a.reshape(lora_a.shape + (1,) * entry.ones)
-    return lora_a, lora_b.reshape(lora_b.shape + (1,) * (lora_a.ndim - 2))
+    pairs = []
+    for _, (a, b) in sorted(parts.items()):
+        lora_a = np.moveaxis(a, (-1, -2), (0, 1))
+        lora_a = lora_a.reshape(lora_a.shape + (1,) * entry.ones)
+        pairs.append((lora_a, b.T.reshape(b.T.shape + (1,) * (lora_a.ndim - 2))))
+    return kohya.stacked(pairs, [(i,) for i in sorted(parts)], entry.part[1])
 
 
 def _peft_config(adapters: kohya.Adapters, scales: dict[str, float]) -> dict:
@@ -307,12 +305,6 @@ def _alpha(config: dict, module: str) -> float:
 def _from_official(lora_a: np.ndarray, lora_b: np.ndarray, entry: Entry, blocks: list[int] | None) -> tuple[np.ndarray, np.ndarray]:
     """Our (a, b) of one piece from PEFT's A and B; blocks: the pieces that B's diagonal blocks are of, None: A is shared."""
     part, count = entry.part
-    out = lora_b.shape[0] // count
-    rows = slice(part * out, (part + 1) * out)
-    columns = slice(None)
-    if blocks is not None:
-        rank = lora_b.shape[1] // len(blocks)
-        columns = slice(blocks.index(part) * rank, (blocks.index(part) + 1) * rank)
-    b = lora_b.reshape(lora_b.shape[:2])[rows, columns]
-    a = lora_a.reshape(lora_a.shape[: lora_a.ndim - entry.ones])
-    return np.moveaxis(a[columns], (0, 1), (-1, -2)), b.T
+    number, sharing = (0, 1) if blocks is None else (blocks.index(part), len(blocks))
+    lora_a, lora_b = kohya.taken(lora_a, lora_b, (part,), count, number, sharing)
+    return np.moveaxis(lora_a.reshape(lora_a.shape[: lora_a.ndim - entry.ones]), (0, 1), (-1, -2)), lora_b.reshape(lora_b.shape[:2]).T

@@ -27,6 +27,31 @@ class Slot:
     count: int = 1
 
 
+def stacked(pairs: Sequence[tuple[np.ndarray, np.ndarray]], places: Sequence[tuple[int, ...]], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The adapter of a module that holds several: A one above the other and B block-diagonal, for pairs of one rank.
+
+    The module's outputs are cut into `count` equal pieces; places: which of them each pair's B makes, in its order.
+    """
+    a, (outputs, rank, *window) = np.concatenate([a for a, _ in pairs]), pairs[0][1].shape
+    whole = np.zeros((count, outputs // len(places[0]), len(a), *window), np.float32)
+    for number, ((_, b), place) in enumerate(zip(pairs, places, strict=True)):
+        whole[list(place), :, number * rank : (number + 1) * rank] = b.reshape(len(place), -1, *b.shape[1:])
+    return a, whole.reshape(-1, *whole.shape[2:])
+
+
+def taken(a: np.ndarray, b: np.ndarray, place: tuple[int, ...], count: int, number: int = 0, sharing: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """The inverse of `stacked`: the pair, `number` of `sharing`, that has the pieces `place`. One alone has all of A.
+
+    Raises WeightsError if B cannot be cut so.
+    """
+    if len(b) % count:
+        raise WeightsError(f"an adapter's B has {len(b)} outputs, which are not {count} equal pieces")
+    rank = len(a) // sharing
+    block = slice(number * rank, (number + 1) * rank)
+    rows = b.reshape(count, -1, *b.shape[1:])[list(place)]
+    return a[block], rows.reshape(-1, *b.shape[1:])[:, block]
+
+
 def slots(table: Table) -> dict[str, Slot]:
     """The slot of every module of diffusers that an adapter can be for."""
     modules = [name.removesuffix(".weight") for entry in table.entries if entry.ours.endswith(".kernel") for name in entry.names()]
@@ -49,7 +74,7 @@ def key(module: str) -> str:
 def fuse(adapters: Adapters, scales: Mapping[str, float], table: Table) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     """The tensors of a file, and of each original module that holds several which of them have an adapter, in order.
 
-    Those have A one above the other and B block-diagonal, at the same scale. Raises ValueError if their ranks or scales differ.
+    Those are `stacked`, at the same scale. Raises ValueError if their ranks or scales differ.
     """
     places, groups, tensors, members = slots(table), {}, {}, {}
     for module in adapters:
@@ -59,15 +84,9 @@ def fuse(adapters: Adapters, scales: Mapping[str, float], table: Table) -> tuple
         kinds = {(len(adapters[module][0]), scales[module]) for module in modules}
         if len(kinds) > 1:
             raise ValueError(f"the adapters of {', '.join(modules)} have the ranks and scales {sorted(kinds)}; in kohya's naming they have one")
-        (rank, scale), down = kinds.pop(), np.concatenate([adapters[module][0] for module in modules])
-        for number, module in enumerate(modules):
-            place, b = places[module], adapters[module][1]
-            pieces = b.reshape(len(place.rows), -1, *b.shape[1:])
-            if number == 0:
-                up = np.zeros((place.count, pieces.shape[1], len(down), *b.shape[2:]), np.float32)
-            up[list(place.rows), :, number * rank : (number + 1) * rank] = pieces
-        name = key(original)
-        tensors |= {name + DOWN: down, name + UP: up.reshape(-1, *up.shape[2:]), name + ALPHA: np.float32(scale * len(down))}
+        (_, scale), name, place = kinds.pop(), key(original), places[modules[-1]]
+        down, up = stacked([adapters[module] for module in modules], [places[module].rows for module in modules], place.count)
+        tensors |= {name + DOWN: down, name + UP: up, name + ALPHA: np.float32(scale * len(down))}
         if place.count > len(place.rows):
             members[original] = modules
     return tensors, members
@@ -76,7 +95,7 @@ def fuse(adapters: Adapters, scales: Mapping[str, float], table: Table) -> tuple
 def split(tensors: Mapping[str, np.ndarray], members: Mapping[str, list[str]], table: Table) -> tuple[Adapters, dict[str, float]]:
     """Adapters of diffusers' modules and their scales, of the tensors of a file; also of one with diffusers' names for the modules.
 
-    Without a word in `members` all modules of an original one have all of A. Raises WeightsError for tensors that have no place.
+    Without a word in `members` all modules of an original one have all of A. Raises WeightsError for tensors that have no place or cannot be cut.
     """
     adapters, scales, used = {}, {}, set()
     for module, place in slots(table).items():
@@ -89,10 +108,8 @@ def split(tensors: Mapping[str, np.ndarray], members: Mapping[str, list[str]], t
             sharing = members.get(slot.module, [module])
             if module not in sharing:
                 continue
-            up = up.reshape(slot.count, -1, *up.shape[1:])[list(slot.rows)]
-            rank, number = len(down) // len(sharing), sharing.index(module)
-            part = slice(number * rank, (number + 1) * rank)
-            adapters[module], scales[module] = (down[part], up.reshape(-1, *up.shape[2:])[:, part]), scale
+            adapters[module] = taken(down, up, slot.rows, slot.count, sharing.index(module), len(sharing))
+            scales[module] = scale
     if unknown := sorted(set(tensors) - used):
         raise WeightsError(f"{len(unknown)} tensors are no LoRA of the denoiser (alone) in kohya's naming: {unknown[:5]}")
     return adapters, scales

@@ -18,7 +18,7 @@ from proxy_jax.students.lumina_mgpt import generate
 from proxy_jax.students.lumina_tokens import CODES_PER_CELL, MOST_CELLS, Vocabulary, bucket_sizes, image_tokens, nearest_bucket
 from proxy_jax.students.next_token import next_token_loss
 from proxy_jax.weights import chameleon, chameleon_vqgan
-from proxy_jax.weights.golden import Case, Comparison, Describe, Run
+from proxy_jax.weights.golden import Case, Comparison, Describe, Run, nchw, nhwc
 from proxy_jax.weights.hub import config_from
 from proxy_jax.weights.table import load
 from proxy_jax.weights.tensors import open_tensors
@@ -87,10 +87,10 @@ def chameleon_vqgan_case(case: Case) -> list[Comparison]:
         nearest = jnp.sort(distances, axis=-1).reshape(-1, config.codebook_size)
         return latents, *model.quantize(latents), nearest[:, 1] - nearest[:, 0]
 
-    latents, indices, codes, margin = encode(model, np.moveaxis(io["image"], 1, -1))
+    latents, indices, codes, margin = encode(model, nhwc(io["image"]))
     decode = jax.jit(VQModel.decode)
     pixels = {"recon": decode(model, indices), "codes_decoded": decode(model, io["codes_in"])}
-    values = {"latent_pre_quant": _nchw(latents), "quantized": _nchw(codes)}
+    values = {"latent_pre_quant": nchw(latents), "quantized": nchw(codes)}
     table = np.asarray(image_tokens(case.config["synthetic_vocab"]))
     return [
         Comparison("indices", np.asarray(indices), io["indices"], 0.0),
@@ -98,7 +98,7 @@ def chameleon_vqgan_case(case: Case) -> list[Comparison]:
         Comparison("indices_bpe", table[indices], io["indices_bpe"], 0.0),
         Comparison("margin", np.asarray(margin), io["margin"], DISTANCE_TOLERANCE),
         *(Comparison(name, ours, io[name], LATENT_TOLERANCE) for name, ours in values.items()),
-        *(Comparison(name, _nchw(ours), io[name], PIXEL_TOLERANCE) for name, ours in pixels.items()),
+        *(Comparison(name, nchw(ours), io[name], PIXEL_TOLERANCE) for name, ours in pixels.items()),
         Comparison("codes_decoded_uint8", vq.decode(model, io["codes_in"], truncate=True), io["codes_decoded_uint8"], 1),
     ]
 
@@ -150,10 +150,6 @@ def lumina_generate(case: Case) -> list[Comparison]:
         width, height, target = map(int, re.split("[x@]", name))
         out.append(Comparison(f"size for {name}", np.asarray(nearest_bucket(width, height, target)), np.asarray(size), 0))
     return out
-
-
-def _nchw(x: jax.Array) -> np.ndarray:
-    return np.moveaxis(np.asarray(x), -1, 1)
 
 
 def _describe(official: dict):
