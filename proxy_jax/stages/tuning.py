@@ -231,9 +231,13 @@ def _adapters(learner: Learner, folder: Path) -> Path:
 
 
 def _save_adapters(learner: Learner, model: nnx.Module, folder: Path) -> None:
+    """Writes them, and in kohya's naming too where it has names for them: adapters from elsewhere may be such that it has none."""
     lora.save(model, _adapters(learner, folder), learner.table, prefix=learner.lora_prefix)
     if learner.table.original:
-        lora.save_kohya(model, folder / "weights" / KOHYA_FILE, learner.table)
+        try:
+            lora.save_kohya(model, folder / "weights" / KOHYA_FILE, learner.table)
+        except ValueError as error:
+            logging.warning("no %s is written: %s", KOHYA_FILE, error)
 
 
 def trainings(stage: ConfigDict) -> dict[str, ConfigDict]:

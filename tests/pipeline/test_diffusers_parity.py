@@ -416,16 +416,21 @@ def adapted_pictures(draw, adapted, family) -> np.ndarray:
     return draw(adapted, family.guidance_scale)[0]
 
 
-def test_diffusers_draws_with_our_adapters(pipe, learner, adapted, adapted_pictures, draw_theirs, base, tmp_path):
-    lora.save(adapted, tmp_path / LORA_FILE, learner.table, prefix=learner.lora_prefix)
-    pipe.load_lora_weights(tmp_path)
+def assert_same_with_adapters(pipe, file: Path, adapted_pictures, draw_theirs, base) -> None:
+    """diffusers draws with the adapters of `file` what we draw with them, and not what either draws without."""
+    pipe.load_lora_weights(file)
     try:
         theirs = draw_theirs(pipe)
     finally:
         pipe.unload_lora_weights()
     decibels, change = psnr(adapted_pictures, theirs), psnr(base, theirs)
-    print(f"our adapters in diffusers: {decibels:.1f} dB (without them {change:.1f} dB)")
+    print(f"the adapters of {file.name} in diffusers: {decibels:.1f} dB (without them {change:.1f} dB)")
     assert decibels > 40 and change < 30
+
+
+def test_diffusers_draws_with_our_adapters(pipe, learner, adapted, adapted_pictures, draw_theirs, base, tmp_path):
+    lora.save(adapted, tmp_path / LORA_FILE, learner.table, prefix=learner.lora_prefix)
+    assert_same_with_adapters(pipe, tmp_path, adapted_pictures, draw_theirs, base)
 
 
 def test_kohyas_naming(pipe, learner, adapted, adapted_pictures, draw_theirs, base, family, tmp_path, monkeypatch):
@@ -445,14 +450,7 @@ def test_kohyas_naming(pipe, learner, adapted, adapted_pictures, draw_theirs, ba
         name, scope = "_convert_kohya_flux_lora_to_diffusers", dict(vars(lora_conversion_utils))
         exec(inspect.getsource(scope[name]).replace("dims=[3072, 3072, 3072, 12288]", "dims=[64, 64, 64, 256]"), scope)
         monkeypatch.setattr(lora_pipeline, name, scope[name])
-        pipe.load_lora_weights(path)
-        try:
-            theirs = draw_theirs(pipe)
-        finally:
-            pipe.unload_lora_weights()
-        decibels, change = psnr(adapted_pictures, theirs), psnr(base, theirs)
-        print(f"our adapters in kohya's naming in diffusers: {decibels:.1f} dB (without them {change:.1f} dB)")
-        assert decibels > 40 and change < 30
+        assert_same_with_adapters(pipe, path, adapted_pictures, draw_theirs, base)
 
 
 def test_we_draw_with_the_adapters_of_diffusers(pipe, learner, config, draw, draw_theirs, base, family, tmp_path):

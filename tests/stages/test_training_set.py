@@ -253,6 +253,14 @@ def test_a_lora_from_elsewhere_takes_the_place_of_stage_1(runs, tmp_path):
     assert kohya.read_bytes() == (tmp_path / "kohya.safetensors").read_bytes()
     assert metrics(workdir / "subject_tuning") == []
     assert contract.upstream(workdir, "subject_tuning")
+    # One that kohya's naming cannot hold, for q and k are one module there, is taken all the same.
+    model = learner.load_model(lambda name: np.float32)
+    for part, rank in (("q", 2), ("k", 3)):
+        lora.attach(model, rf"blocks\.attention\.img_{part}", rank, 3.0, jax.random.key(0))
+    lora.save(model, tmp_path / "ranks.safetensors", learner.table, prefix="transformer")
+    config.supervisor.lora = str(tmp_path / "ranks.safetensors")
+    main.run(config, workdir, ["subject_tuning"])
+    assert (workdir / "subject_tuning" / LORA).read_bytes() == (tmp_path / "ranks.safetensors").read_bytes() and not kohya.exists()
     config.subject_tuning.mode, config.subject_tuning.lora.base = "full", "int8"
     with pytest.raises(StageError) as caught:
         main.run(config, workdir, ["subject_tuning"])
