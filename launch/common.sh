@@ -15,6 +15,14 @@ die() {
   exit 1
 }
 
+# usage OPTIONS: what the launcher says of itself at its head, and its options.
+usage() {
+  sed -n -e '/^set /q' -e 's/^# //p' "launch/$(basename "$0")"
+  local options
+  read -ra options <<<"${1//=/=VALUE}"
+  echo "options:$(printf ' --%s' "${options[@]}"); launch/README.md explains them"
+}
+
 # parse OPTIONS ARGUMENT...: sets the variables above. OPTIONS are those that this launcher takes, an "=" behind those with a value.
 parse() {
   local options=" $1 dry-run " option value
@@ -22,6 +30,10 @@ parse() {
   while (($#)) && [ "$1" != -- ]; do
     option=${1#--} value=yes
     case $option in *=*) value=${option#*=} option=${option%%=*} ;; esac
+    if [ "$1" = --help ]; then
+      usage "${options# }"
+      exit 0
+    fi
     case $options in
       *" $option= "*) case $1 in *=*) ;; *) (($# > 1)) || die "--$option needs a value"; value=$2; shift ;; esac ;;
       *" $option "*) case $1 in *=*) die "--$option takes no value" ;; esac ;;

@@ -360,6 +360,14 @@ def test_refuses_an_incomplete_command(launcher):
     assert "--zone needs a value" in launcher.run("tpu_vm.sh", "--zone", program=()).stderr
 
 
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "tpu_compute_engine.sh", "gke.sh", "gpu.sh", "slurm.sh"])
+def test_help_is_the_scripts_head_and_options(launcher, script):
+    done = launcher.run(script, "--help", program=())
+    assert done.returncode == 0 and launcher.calls == [] and f"launch/{script} " in done.stdout
+    assert "shellcheck" not in done.stdout and done.stdout.splitlines()[-1].startswith("options: --")
+    assert ("--zone=VALUE" in done.stdout) == (script not in ("gpu.sh", "slurm.sh")) and "--dry-run" in done.stdout
+
+
 def test_detached(launcher):
     """The program outlives a connection, runs once, and its failure has a status of its own."""
     start = ["/bin/bash", str(LAUNCH / "detached.sh"), "bash", "-c", "echo started >>runs; echo a; until [ -f go ]; do sleep 0.1; done; echo b"]
