@@ -18,9 +18,9 @@ die() {
 # usage OPTIONS: what the launcher says of itself at its head, and its options.
 usage() {
   sed -n -e '/^set /q' -e 's/^# //p' "launch/$(basename "$0")"
-  local options
-  read -ra options <<<"${1//=/=VALUE}"
-  echo "options:$(printf ' --%s' "${options[@]}"); launch/README.md explains them"
+  local names
+  read -ra names <<<"${1//=/=VALUE}"
+  echo "options:$(printf ' --%s' "${names[@]}"); launch/README.md explains them"
 }
 
 # parse OPTIONS ARGUMENT...: sets the variables above. OPTIONS are those that this launcher takes, an "=" behind those with a value.
