@@ -260,7 +260,7 @@ def _report(
         samples=samples,
         rows=[{"arm": name, "label": _label(name, config), "scores": row.to_dict()} for name, row in rows.items()],
         ceiling=ceiling.to_dict(),
-        curves=[_curve(stage, workdir) for stage in ("subject_tuning", "proxy_tuning") if stage in done],
+        curves=[curve(stage, workdir) for stage in ("subject_tuning", "proxy_tuning") if stage in done],
         timings=[*({"stage": stage, "seconds": content["seconds"]} for stage, content in done.items()), {"stage": NAME, "seconds": seconds}],
         config=contract.fields(config, *sorted(config.keys())),
         versions=contract.versions(),
@@ -310,6 +310,7 @@ def _notes(config: ConfigDict, encoders: MetricEncoders, known: dict[str, str] |
     return notes
 
 
-def _curve(stage: str, workdir: Path) -> report.Curve:
+def curve(stage: str, workdir: Path) -> report.Curve:
+    """The loss of every step of a training stage that has run."""
     lines = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
     return {"stage": stage, "steps": [line["step"] for line in lines], "losses": [line["loss"] for line in lines]}
