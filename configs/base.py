@@ -48,6 +48,10 @@ def subject_tuning() -> ConfigDict:
                     alpha=16.0,
                     pattern=r"(blocks|dual_blocks|last_block)\.attention\.(img|txt)_(q|k|v|o)",
                     base="compute",  # how the frozen kernels are held: compute (in compute.dtype) | int8 (with a scale an output channel)
+                    # Adapters on CLIP text encoders too, e.g. blocks\.(q|k|v|o), which is diffusers' with --train_text_encoder; "": frozen (its
+                    # default). Needed too where `supervisor.lora` has such adapters
+                    text_encoders="",
+                    text_encoder_learning_rate=5e-6,  # diffusers; with the schedule of `training`
                 )
             ),
             prompt="a photo of {token} {class_noun}",  # diffusers

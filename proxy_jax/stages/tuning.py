@@ -27,7 +27,7 @@ from proxy_jax.stages import files
 from proxy_jax.students.lumina_tokens import nearest_bucket
 from proxy_jax.training import lora
 from proxy_jax.training.loop import fit
-from proxy_jax.weights.table import Table
+from proxy_jax.weights.table import Part
 
 KOHYA_FILE = "kohya_lora_weights.safetensors"
 EMBEDDING = "embedding"  # the first training of mode "two_stage"
@@ -50,9 +50,8 @@ class Learner(Protocol):
     def settings(self) -> dict[str, Any]:
         """What else of the checkpoint decides how the trained model is tuned and drawn from, as JSON."""
 
-    @property
-    def table(self) -> Table:
-        """The trained model's name table."""
+    def parts(self, model: nnx.Module) -> Sequence[Part]:
+        """What of the trained model adapters go on: the model, or a denoiser and then its text encoders, each below its prefix in the model."""
 
     def encoders(self) -> dict[str, Any]:
         """All that decides what the frozen encoders return: files and folders (as Path) and settings."""
@@ -204,7 +203,8 @@ def tune(
         trainable = is_subject if name == EMBEDDING else TRAINABLE[stage.mode]
         counts["trained_parameters"] += count(model, trainable)
         show = preview and functools.partial(preview, folder=folder / name / "previews")
-        model = fit(model, learner.loss, batches, config=training, trainable=trainable, directory=folder / name, seed=seed, preview=show)
+        options = dict(trainable=trainable, directory=folder / name, seed=seed, preview=show, rate_of=_rates(learner, model, stage, training))
+        model = fit(model, learner.loss, batches, config=training, **options)
     if stage.mode == "lora":
         _save_adapters(learner, model, folder)
     else:
@@ -219,7 +219,7 @@ def adopt(learner: Learner, adapters: Path, stage: ConfigDict, folder: Path) -> 
     """
     model = base_model(learner, stage)
     file = adapters / lora.file_name(learner.lora_prefix) if adapters.is_dir() else adapters
-    names = lora.load(model, file, learner.table, prefix=learner.lora_prefix)
+    names = lora.load(learner.parts(model), file)
     logging.info("%s: LoRA on %d kernels; nothing is trained", file, len(names))
     _save_adapters(learner, model, folder)
     (folder / "metrics.jsonl").touch()
@@ -232,12 +232,21 @@ def _adapters(learner: Learner, folder: Path) -> Path:
 
 def _save_adapters(learner: Learner, model: nnx.Module, folder: Path) -> None:
     """Writes them, and in kohya's naming too where it has names for them: adapters from elsewhere may be such that it has none."""
-    lora.save(model, _adapters(learner, folder), learner.table, prefix=learner.lora_prefix)
-    if learner.table.original:
+    parts = learner.parts(model)
+    lora.save(parts, _adapters(learner, folder))
+    if all(part.table.original for part in parts):
         try:
-            lora.save_kohya(model, folder / "weights" / KOHYA_FILE, learner.table)
+            lora.save_kohya(parts, folder / "weights" / KOHYA_FILE)
         except ValueError as error:
             logging.warning("no %s is written: %s", KOHYA_FILE, error)
+
+
+def _rates(learner: Learner, model: nnx.Module, stage: ConfigDict, training: ConfigDict) -> Callable[[str], float] | None:
+    """By what the learning rate of each variable is multiplied, if text encoders train too; else None."""
+    encoders = tuple(f"{part.prefix}." for part in learner.parts(model)[1:])
+    if not encoders:
+        return None
+    return lambda name: stage.lora.text_encoder_learning_rate / training.learning_rate if name.startswith(encoders) else 1.0
 
 
 def trainings(stage: ConfigDict) -> dict[str, ConfigDict]:
@@ -271,8 +280,10 @@ def trainable_model(learner: Learner, stage: ConfigDict, text: Mapping[str, np.n
     """
     if stage.mode == "lora":
         model = base_model(learner, stage)
-        names = lora.attach(model, stage.lora.pattern, stage.lora.rank, stage.lora.alpha, jax.random.key(seed))
-        logging.info("LoRA of rank %d on %d kernels", stage.lora.rank, len(names))
+        for number, part in enumerate(learner.parts(model)):
+            pattern = stage.lora.text_encoders if number else stage.lora.pattern
+            names = lora.attach(part.model, pattern, stage.lora.rank, stage.lora.alpha, jax.random.key(seed + number))
+            logging.info("LoRA of rank %d on %d kernels of %s", stage.lora.rank, len(names), type(part.model).__name__)
         return model
     model = learner.load_model(lambda name: jnp.float32)
     if stage.mode == "two_stage":
@@ -290,7 +301,7 @@ def tuned_model(learner: Learner, stage: ConfigDict, folder: Path) -> nnx.Module
     """The model that `tune` wrote under folder/weights, to draw from; adapters stay beside their kernels, unrounded."""
     if stage.mode == "lora":
         model = base_model(learner, stage)
-        lora.load(model, _adapters(learner, folder), learner.table, prefix=learner.lora_prefix)
+        lora.load(learner.parts(model), _adapters(learner, folder))
         return model
     return learner.load_model(lambda name: learner.compute.dtype, tuned=folder / "weights")
 

@@ -62,7 +62,11 @@ RANGES: Sequence[tuple[str, Callable[[float], bool], Sequence[str]]] = (
             *("evaluation.images_per_prompt", "evaluation.batch_size", "evaluation.supervisor.steps", "subject_tuning.prior.steps"),
         ),
     ),
-    ("more than 0", lambda x: x > 0, (*_both("lora.alpha"), *_trainings("learning_rate", "epsilon"))),
+    (
+        "more than 0",
+        lambda x: x > 0,
+        (*_both("lora.alpha"), "subject_tuning.lora.text_encoder_learning_rate", *_trainings("learning_rate", "epsilon")),
+    ),
     (
         "at least 0",
         lambda x: x >= 0,
@@ -148,6 +152,8 @@ def _choices(config: ConfigDict) -> list[str]:
         for stage in TUNINGS
         if config[stage].lora.base == "int8" and config[stage].mode != "lora"
     ]
+    if config.subject_tuning.lora.text_encoders and config.subject_tuning.mode != "lora":
+        problems.append("subject_tuning.lora.text_encoders is given, but subject_tuning.mode is not 'lora': only adapters go on text encoders")
     if config.supervisor.lora and config.subject_tuning.mode != "lora":
         problems.append("supervisor.lora is given, which takes the place of stage 1's LoRA, but subject_tuning.mode is not 'lora'")
     if config.subject_tuning.source == "proxies" and not config.proxies:
@@ -174,7 +180,8 @@ def _texts(config: ConfigDict) -> list[str]:
     templates |= {f"proxy_generation.prompts[{index}]": prompt for index, prompt in enumerate(config.proxy_generation.prompts)}
     checks: dict[str, Callable[[], Any]] = {}
     checks |= {name: lambda text=text: prompts.fill(text, "sks", "dog") for name, text in templates.items()}
-    checks |= {f"{stage}.lora.pattern": lambda stage=stage: re.compile(config[stage].lora.pattern) for stage in TUNINGS}
+    patterns = (*_both("lora.pattern"), "subject_tuning.lora.text_encoders")
+    checks |= {name: lambda name=name: re.compile(_value(config, name)) for name in patterns}
     checks |= {name: lambda name=name: optimizer.schedule(_value(config, name)) for name in TRAININGS if _has(config, name)}
     checks["subject_tuning.weighting"] = lambda: noise.Weighting(config.subject_tuning.weighting)
     problems = [] if config.proxy_generation.prompts else ["proxy_generation.prompts is empty"]

@@ -13,7 +13,7 @@ from flax import nnx
 from proxy_jax.models.layers import Compute
 from proxy_jax.models.vqgan import VQConfig, VQModel
 from proxy_jax.students import subjects
-from proxy_jax.weights.table import Table, load
+from proxy_jax.weights.table import Part, Table, load
 from proxy_jax.weights.tensors import open_tensors
 
 
@@ -68,6 +68,10 @@ class TokenStudent(abc.ABC):
     def table(self) -> Table:
         """The decoder's name table."""
         return self.names(self.config)
+
+    def parts(self, model: nnx.Module) -> list[Part]:
+        """The decoder alone: text is encoded by frozen models."""
+        return [Part(model, self.table, self.lora_prefix)]
 
     def settings(self) -> dict[str, Any]:
         """What else of the checkpoint decides how the decoder is tuned and drawn from: its sizes."""

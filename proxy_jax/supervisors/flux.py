@@ -5,11 +5,13 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
 from proxy_jax.models import parameters
@@ -95,6 +97,7 @@ class FluxSupervisor(LatentSupervisor):
     model_class = FluxTransformer
     config_class = FluxConfig
     names = staticmethod(flux.table)
+    clips = MappingProxyType({"text_encoder": False})
 
     @functools.cached_property
     def shift(self) -> Shift:
@@ -119,15 +122,19 @@ class FluxSupervisor(LatentSupervisor):
         """All that decides what the frozen encoders return: files and folders (as Path) and settings."""
         names = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
         settings = {"resolution": self.resolution, "max_sequence_length": self.max_sequence_length, "dtype": jnp.dtype(self.compute.dtype).name}
-        return {name: self.folder / name for name in names} | settings
+        return {name: self.folder / name for name in names} | settings | self.text_settings()
 
-    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """prompt_embeds [n, max_sequence_length, joint_attention_dim], T5's states, and pooled [n, width], CLIP's; float32, no masks (diffusers)."""
-        _, pooled = self.clip("", prompts, projection=False)
-        return {"prompt_embeds": self.t5("_2", prompts, self.max_sequence_length), "pooled": pooled}
+    def t5_states(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The column t5 [n, max_sequence_length, joint_attention_dim] float32."""
+        return {"t5": self.t5("_2", prompts, self.max_sequence_length)}
 
-    def loss(self, model: FluxTransformer, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
-        """The flow-matching loss of each example [batch]; batch: latent_mean, latent_std, prompt_embeds, pooled, row_index (of the randomness)."""
+    def combine(self, states: Sequence[jax.Array], pooled: Sequence[jax.Array], t5: jax.Array) -> dict[str, jax.Array]:
+        """prompt_embeds [n, max_sequence_length, joint_attention_dim], T5's states, and pooled [n, width], CLIP's; no masks (diffusers)."""
+        return {"prompt_embeds": t5, "pooled": pooled[0]}
+
+    def loss(self, model: nnx.Module, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
+        """The flow-matching loss of each example [batch]; batch: latent_mean, latent_std, the text columns, row_index (of the randomness)."""
+        model, batch = self.conditioned(model, batch)
         keys_latent, keys_noise, keys_sigma = split_keys(jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["row_index"]), 3)
         x = self.draw_latents(batch, keys_latent)
         unit = noise.unit_noise(keys_noise, x.shape[1:])
@@ -149,6 +156,7 @@ def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Calla
         folder=locate(fields.checkpoint),
         resolution=fields.resolution,
         vae_tile=fields.vae_tile,
+        tune_text=bool(tuning.lora.text_encoders),
         max_sequence_length=fields.max_sequence_length,
         weighting=noise.Weighting(tuning.weighting),
         compute=compute,

@@ -21,7 +21,7 @@ from proxy_jax.models.layers import Compute
 from proxy_jax.models.t5 import T5Config, T5Encoder
 from proxy_jax.supervisors import noise
 from proxy_jax.weights import autoencoder_kl, clip, hub, t5
-from proxy_jax.weights.table import Table
+from proxy_jax.weights.table import Part, Table
 
 Text = Mapping[str, jax.Array]  # the text columns of a batch
 
@@ -109,23 +109,34 @@ def start_noise(seed: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> 
     return noise.unit_noise(jax.vmap(jax.random.fold_in, (None, 0))(seed, indices), shape)
 
 
+class WithTextEncoders(nnx.Module):
+    """A denoiser and its CLIP text encoders, to be tuned together; each under the name of its folder."""
+
+    def __init__(self, **parts: nnx.Module):
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
 @dataclasses.dataclass(kw_only=True)
 class LatentSupervisor(abc.ABC):
     """A diffusers checkpoint as a learner (see proxy_jax/stages/tuning.py for the protocol); prompts, loss and sampling are a family's own.
 
     folder: in the diffusers layout; resolution: in pixels; vae_tile: the side of decoding's tiles, in pixels, 0: whole pictures.
-    Parts load when first needed.
+    tune_text: the CLIP text encoders are tuned too: they are part of the model then, and the text columns are their token ids and T5's
+    states. Else all text encoders run once over the prompts. Parts load when first needed.
     """
 
     folder: Path
     resolution: int
     compute: Compute
     vae_tile: int = 0
+    tune_text: bool = False
 
     lora_prefix: ClassVar[str]  # in adapter files; the name of the denoiser's folder too
     model_class: ClassVar[type[nnx.Module]]
     config_class: ClassVar[type]
     names: ClassVar[Callable[[Any], Table]]  # the name table of a config
+    clips: ClassVar[Mapping[str, bool]]  # the CLIP text encoders' folders; whether the pooled text is projected
 
     @functools.cached_property
     def config(self) -> Any:
@@ -142,6 +153,23 @@ class LatentSupervisor(abc.ABC):
         """The denoiser's name table."""
         return self.names(self.config)
 
+    def parts(self, model: nnx.Module) -> list[Part]:
+        """The denoiser and, if they are tuned too, the text encoders."""
+        if not self.tune_text:
+            return [Part(model, self.table, self.lora_prefix)]
+        encoders = [(name, getattr(model, name)) for name in self.clips]
+        return [
+            Part(getattr(model, self.lora_prefix), self.table, self.lora_prefix),
+            *(
+                Part(encoder, clip.text_table(encoder.config, projection=self.clips[name]), name, f"lora_te{number}_")
+                for number, (name, encoder) in enumerate(encoders, 1)
+            ),
+        ]
+
+    def text_settings(self) -> dict[str, Any]:
+        """What of the settings of `encoders` says that the text encoders are tuned."""
+        return {"clip": "token ids"} if self.tune_text else {}
+
     def crop_columns(self, crops: np.ndarray) -> dict[str, np.ndarray]:
         """Picture columns that depend on how each was cropped: none, as most models are not told."""
         return {}
@@ -155,20 +183,20 @@ class LatentSupervisor(abc.ABC):
         tokenizer = AutoTokenizer.from_pretrained(self.folder / tokenizer)
         return tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="np")["input_ids"]
 
-    def clip(self, number: str, prompts: Sequence[str], *, projection: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Penultimate states [n, length, width] and pooled text [n, width], projected if the encoder does that, float32, of text_encoder<number>.
+    def load_clip(self, name: str, dtype_of: Callable[[str], Any]) -> CLIPText:
+        """The CLIP text encoder in the folder `name`, one of `clips`."""
+        projection = self.clips[name]
+        model_class, names = functools.partial(CLIPText, projection=projection), functools.partial(clip.text_table, projection=projection)
+        return hub.load_pretrained(self.folder / name, model_class, CLIPTextConfig, names, compute=self.compute, dtype_of=dtype_of)
 
-        The encoder is loaded, run and freed.
-        """
-        encoder = hub.load_pretrained(
-            self.folder / f"text_encoder{number}",
-            functools.partial(CLIPText, projection=projection),
-            CLIPTextConfig,
-            functools.partial(clip.text_table, projection=projection),
-            compute=self.compute,
-            dtype_of=self.in_compute_dtype,
-        )
-        ids = self.tokenize(f"tokenizer{number}", prompts, encoder.config.max_position_embeddings)
+    def token_ids(self, name: str, prompts: Sequence[str]) -> np.ndarray:
+        """Token ids [n, length] int32 of the CLIP text encoder in the folder `name`."""
+        length = hub.config_from(CLIPTextConfig, self.folder / name / "config.json").max_position_embeddings
+        return self.tokenize(name.replace("text_encoder", "tokenizer"), prompts, length).astype(np.int32)
+
+    def clip(self, name: str, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Penultimate states [n, length, width] and pooled text [n, width], float32, of the encoder `name`, which is loaded, run and freed."""
+        encoder, ids = self.load_clip(name, self.in_compute_dtype), self.token_ids(name, prompts)
         outputs = [jax.tree.map(sharding.to_host, _encode_clip(encoder, ids[i : i + 1])) for i in range(len(ids))]
         return jax.tree.map(lambda *rows: np.concatenate(rows), *outputs)
 
@@ -178,6 +206,30 @@ class LatentSupervisor(abc.ABC):
         encoder = hub.load_pretrained(folder, T5Encoder, T5Config, t5.table, compute=self.compute, dtype_of=dtype_of)
         ids = self.tokenize(f"tokenizer{number}", prompts, length)
         return np.concatenate([sharding.to_host(_encode_t5(encoder, ids[i : i + 1])) for i in range(len(ids))])
+
+    def t5_states(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The column t5 [n, length, width] float32, of a family that has a T5."""
+        return {}
+
+    @abc.abstractmethod
+    def combine(self, states: Sequence[jax.Array], pooled: Sequence[jax.Array], t5: jax.Array | None = None) -> dict[str, jax.Array]:
+        """The denoiser's columns of the CLIPs' penultimate states [n, length, width] and pooled text [n, width], in order, and T5's states."""
+
+    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """What the denoiser sees of prompts (`combine`), float32; if the text encoders are tuned, the token ids under their names, and t5."""
+        if self.tune_text:
+            return {name: self.token_ids(name, prompts) for name in self.clips} | self.t5_states(prompts)
+        states, pooled = zip(*(self.clip(name, prompts) for name in self.clips), strict=True)
+        return jax.tree.map(np.asarray, self.combine(states, pooled, **self.t5_states(prompts)))
+
+    def conditioned(self, model: nnx.Module, columns: Text) -> tuple[nnx.Module, Text]:
+        """The denoiser, and the columns with what it sees of the prompts: where the text encoders are tuned they run here."""
+        if not self.tune_text:
+            return model, columns
+        states, pooled = zip(*(_encode_clip(getattr(model, name), columns[name]) for name in self.clips), strict=True)
+        t5 = {name: column for name, column in columns.items() if name == "t5"}
+        others = {name: column for name, column in columns.items() if name not in self.clips and name not in t5}
+        return getattr(model, self.lora_prefix), others | self.combine(states, pooled, **t5)
 
     @functools.cached_property
     def vae_config(self) -> AutoencoderKLConfig:
@@ -206,9 +258,12 @@ class LatentSupervisor(abc.ABC):
         return (latents - (self.vae_config.shift_factor or 0.0)) * self.vae_config.scaling_factor
 
     def load_model(self, dtype_of: Callable[[str], Any], tuned: Path | None = None) -> nnx.Module:
-        """The denoiser to tune or draw from; tuned: a folder that `save_model` wrote, in place of the base weights."""
+        """The denoiser to tune or draw from, with its text encoders if they are tuned; tuned: a folder that `save_model` wrote."""
         folder = self.base if tuned is None else tuned / self.lora_prefix
-        return hub.load_pretrained(folder, self.model_class, self.config_class, self.names, compute=self.compute, dtype_of=dtype_of)
+        denoiser = hub.load_pretrained(folder, self.model_class, self.config_class, self.names, compute=self.compute, dtype_of=dtype_of)
+        if not self.tune_text:
+            return denoiser
+        return WithTextEncoders(**{self.lora_prefix: denoiser}, **{name: self.load_clip(name, dtype_of) for name in self.clips})
 
     def save_model(self, model: nnx.Module, folder: Path) -> None:
         """Writes the whole denoiser as a folder of the diffusers pipeline."""
@@ -219,7 +274,7 @@ class LatentSupervisor(abc.ABC):
     def sample(
         self, model: nnx.Module, text: Text, unconditional: Text, seed: jax.Array, indices: jax.Array, options: Mapping[str, Any]
     ) -> jax.Array:
-        """Scaled latents [batch, *latent_shape], a function of (seed, index) each."""
+        """Scaled latents [batch, *latent_shape] by the denoiser `model`, a function of (seed, index) each."""
 
     def draw(
         self,
@@ -236,7 +291,8 @@ class LatentSupervisor(abc.ABC):
         """
         empty = {name: np.repeat(value, len(indices), axis=0) for name, value in unconditional.items()}
         text, empty, indices = sharding.put_batch((dict(text), empty, np.asarray(indices, np.int32)), sharding.current())
-        latents = self.sample(model, text, empty, jax.random.key(seed), indices, options)
+        (denoiser, text), (_, empty) = self.conditioned(model, text), self.conditioned(model, empty)
+        latents = self.sample(denoiser, text, empty, jax.random.key(seed), indices, options)
         if 0 < self.vae_tile < self.resolution:
             return sharding.to_host(decode_tiled(self.vae, latents, self.vae_tile // self.vae_config.downsample))
         return sharding.to_host(decode(self.vae, latents))

@@ -4,11 +4,13 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
 from proxy_jax.models import parameters
@@ -62,6 +64,7 @@ class SD3Supervisor(LatentSupervisor):
     model_class = SD3Transformer
     config_class = SD3Config
     names = staticmethod(mmdit.table)
+    clips = MappingProxyType({"text_encoder": True, "text_encoder_2": True})
 
     @functools.cached_property
     def shift(self) -> float:
@@ -77,24 +80,26 @@ class SD3Supervisor(LatentSupervisor):
         names = ["vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"]
         names += ["text_encoder_3", "tokenizer_3"] if self.with_t5 else []
         settings = {"resolution": self.resolution, "max_sequence_length": self.max_sequence_length, "dtype": jnp.dtype(self.compute.dtype).name}
-        return {name: self.folder / name for name in names} | settings
+        return {name: self.folder / name for name in names} | settings | self.text_settings()
 
-    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """prompt_embeds [n, clip + t5 tokens, joint_attention_dim] and pooled [n, width], float32; each encoder is loaded, run and freed.
+    def t5_states(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The column t5 [n, max_sequence_length, joint_attention_dim] float32: T5's states, or zeros."""
+        if self.with_t5:
+            return {"t5": self.t5("_3", prompts, self.max_sequence_length)}
+        return {"t5": np.zeros((len(prompts), self.max_sequence_length, self.config.joint_attention_dim), np.float32)}
+
+    def combine(self, states: Sequence[jax.Array], pooled: Sequence[jax.Array], t5: jax.Array) -> dict[str, jax.Array]:
+        """prompt_embeds [n, clip + t5 tokens, joint_attention_dim] and pooled [n, width].
 
         The two CLIPs' penultimate states stand side by side, padded with zeros to T5's width, before T5's states; no masks (diffusers).
         """
-        states, pooled = zip(*(self.clip(number, prompts) for number in ("", "_2")), strict=True)
-        both = np.concatenate(states, axis=-1)
-        both = np.pad(both, ((0, 0), (0, 0), (0, self.config.joint_attention_dim - both.shape[-1])))
-        if self.with_t5:
-            states = self.t5("_3", prompts, self.max_sequence_length)
-        else:
-            states = np.zeros((len(prompts), self.max_sequence_length, self.config.joint_attention_dim), np.float32)
-        return {"prompt_embeds": np.concatenate([both, states], axis=1), "pooled": np.concatenate(pooled, axis=-1)}
+        both = jnp.concatenate(states, axis=-1)
+        both = jnp.pad(both, ((0, 0), (0, 0), (0, self.config.joint_attention_dim - both.shape[-1])))
+        return {"prompt_embeds": jnp.concatenate([both, t5], axis=1), "pooled": jnp.concatenate(pooled, axis=-1)}
 
-    def loss(self, model: SD3Transformer, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
-        """The flow-matching loss of each example [batch]; batch: latent_mean, latent_std, prompt_embeds, pooled, row_index (of the randomness)."""
+    def loss(self, model: nnx.Module, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
+        """The flow-matching loss of each example [batch]; batch: latent_mean, latent_std, the text columns, row_index (of the randomness)."""
+        model, batch = self.conditioned(model, batch)
         keys_latent, keys_noise, keys_sigma = split_keys(jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["row_index"]), 3)
         x = self.draw_latents(batch, keys_latent)
         unit = noise.unit_noise(keys_noise, x.shape[1:])
@@ -116,6 +121,7 @@ def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Calla
         folder=locate(fields.checkpoint),
         resolution=fields.resolution,
         vae_tile=fields.vae_tile,
+        tune_text=bool(tuning.lora.text_encoders),
         max_sequence_length=fields.max_sequence_length,
         with_t5=fields.t5,
         weighting=noise.Weighting(tuning.weighting),

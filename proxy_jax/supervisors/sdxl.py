@@ -4,11 +4,13 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
 from proxy_jax.models import parameters
@@ -67,6 +69,7 @@ class SDXLSupervisor(LatentSupervisor):
     model_class = UNet
     config_class = UNetConfig
     names = staticmethod(unet.table)
+    clips = MappingProxyType({"text_encoder": False, "text_encoder_2": True})
 
     @functools.cached_property
     def schedule(self) -> Schedule:
@@ -89,13 +92,12 @@ class SDXLSupervisor(LatentSupervisor):
     def encoders(self) -> dict[str, Any]:
         """All that decides what the frozen encoders return: files and folders (as Path) and settings."""
         names = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-        return {name: self.folder / name for name in names} | {"resolution": self.resolution, "dtype": jnp.dtype(self.compute.dtype).name}
+        settings = {"resolution": self.resolution, "dtype": jnp.dtype(self.compute.dtype).name}
+        return {name: self.folder / name for name in names} | settings | self.text_settings()
 
-    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    def combine(self, states: Sequence[jax.Array], pooled: Sequence[jax.Array], t5: None = None) -> dict[str, jax.Array]:
         """prompt_embeds [n, tokens, cross_attention_dim], both encoders' penultimate states side by side, and pooled [n, width] of the second."""
-        first, _ = self.clip("", prompts, projection=False)
-        second, pooled = self.clip("_2", prompts)
-        return {"prompt_embeds": np.concatenate([first, second], axis=-1), "pooled": pooled}
+        return {"prompt_embeds": jnp.concatenate(states, axis=-1), "pooled": pooled[1]}
 
     def crop_columns(self, crops: np.ndarray) -> dict[str, np.ndarray]:
         """time_ids [n, 6] float32: height and width before the crop, its top and left, and twice the resolution (the paper's section 2.2)."""
@@ -105,11 +107,12 @@ class SDXLSupervisor(LatentSupervisor):
         """latent_mean, latent_std [n, h, w, channels] float32 of images [n, resolution, resolution, 3] uint8; time_ids of uncropped ones."""
         return super().encode_images(images) | self.crop_columns(np.tile((self.resolution, self.resolution, 0, 0), (len(images), 1)))
 
-    def loss(self, model: UNet, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
+    def loss(self, model: nnx.Module, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
         """The diffusion loss of each example [batch].
 
-        batch: latent_mean, latent_std, time_ids, prompt_embeds, pooled, row_index (of the randomness).
+        batch: latent_mean, latent_std, time_ids, the text columns, row_index (of the randomness).
         """
+        model, batch = self.conditioned(model, batch)
         keys_latent, keys_noise, keys_time = split_keys(jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["row_index"]), 3)
         x = self.draw_latents(batch, keys_latent)
         unit = noise.unit_noise(keys_noise, x.shape[1:])
@@ -133,6 +136,7 @@ def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Calla
         folder=locate(fields.checkpoint),
         resolution=fields.resolution,
         vae_tile=fields.vae_tile,
+        tune_text=bool(tuning.lora.text_encoders),
         sampler=fields.sampler,
         snr_gamma=tuning.snr_gamma,
         compute=compute,

@@ -61,6 +61,7 @@ def fit(
     directory: Path,
     seed: int,
     preview: Callable[[nnx.Module, int], None] | None = None,
+    rate_of: Callable[[str], float] | None = None,
 ) -> nnx.Module:
     """Trains the variables of `model` for which trainable(name, variable) holds, and returns the trained model.
 
@@ -70,6 +71,7 @@ def fit(
     config: the `training` fields of configs/base.py. directory: receives checkpoints/, metrics.jsonl and tensorboard/. If it
     holds a checkpoint, the run goes on from there and ends bit-identical to an uninterrupted one; a finished run returns at once.
     preview(model, step): called every `config.preview_every` steps, after step `step`, with the model as it would be returned.
+    rate_of(name): by what a trained variable's learning rate is multiplied; None: all have the same.
     `model` is used up: its trained arrays are donated to the first step. Runs on the mesh in use (proxy_jax/sharding.py).
     The returned model holds the moving average where `config.ema_decay` is on. Raises NonFiniteError, naming the tensors, at
     the latest one step after a loss or gradient that is not finite; that update is not applied, nor is anything saved after it.
@@ -77,7 +79,7 @@ def fit(
     mesh = sharding.current()
     skeleton = parameters.abstract(model)
     params, frozen, axes = split(model, trainable, mesh)
-    transform = optimizer.make(config, axes)
+    transform = optimizer.make(config, axes, {name: rate_of(name) for name in params} if rate_of else {})
     shapes, layouts = state_layouts(params, axes, transform, config, mesh)
     update = update_step(skeleton, loss_fn, transform, config, layouts)
     held = {"frozen weights": frozen, "trained weights": shapes.params, "optimizer": shapes.optimizer, "moving average": shapes.ema}

@@ -9,6 +9,7 @@ import difflib
 import json
 import re
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -22,16 +23,19 @@ from proxy_jax.models import parameters
 from proxy_jax.models.layers import Adapter, Buffer, Conv, Dense, LoRAParam, layers_of
 from proxy_jax.weights import kohya
 from proxy_jax.weights.hub import read_json, write_json
-from proxy_jax.weights.table import Entry, Table, WeightsError
+from proxy_jax.weights.table import Entry, Part, Table, WeightsError, renamed
 from proxy_jax.weights.tensors import write_safetensors
 
 PEFT = "base_model.model"  # the prefix in PEFT's folders
 PEFT_CONFIG = "adapter_config.json"  # beside the tensors in PEFT's folders: its LoraConfig
 METADATA = "lora_adapter_metadata"  # diffusers: LORA_ADAPTER_METADATA_KEY, the same as JSON in the file
-# What diffusers wrote before it took over PEFT's names; its scripts for SDXL still do.
-OLD_NAMES = ((".lora.down.weight", ".lora_A.weight"), (".lora.up.weight", ".lora_B.weight"))
+# What diffusers wrote before it took over PEFT's names; its scripts for SDXL still do (lora_linear_layer: of text encoders).
+OLD_NAMES = tuple(
+    (f".{layer}.{old}.weight", f".lora_{new}.weight") for layer in ("lora", "lora_linear_layer") for old, new in (("down", "A"), ("up", "B"))
+)
 FUSED = "proxy_jax_fused"  # JSON {module: [which of the fused pieces have an adapter]}: the blocks of a block-diagonal B
 MEMBERS = "proxy_jax_members"  # in kohya's naming JSON {original module: [modules of diffusers]}: the same
+TEXT_ENCODERS = ("text_encoder", "lora_te")  # how their names begin, in PEFT's and in kohya's naming
 
 
 def file_name(prefix: str) -> str:
@@ -129,36 +133,53 @@ def _fold(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> ja
     return (kernel.astype(jnp.float32) + scale * change).astype(kernel.dtype)
 
 
-def save(model: nnx.Module, path: Path, table: Table, *, prefix: str) -> None:
-    """Writes the adapters of `model` as a safetensors file that diffusers' load_lora_weights or, with the prefix PEFT, its PeftModel reads.
+def save(parts: Sequence[Part], path: Path) -> None:
+    """Writes the adapters of models as a safetensors file that diffusers' load_lora_weights or, of one with the prefix PEFT, its PeftModel reads.
 
-    prefix: before every module name ("transformer", "unet", PEFT; "": none). Per official module: "….lora_A.weight" [rank, in] (of a Conv
-    [rank, in, h, w]) and "….lora_B.weight" [out, rank]; stacked layers one by one. PEFT's LoraConfig lies in the file's metadata, with the
-    prefix PEFT in adapter_config.json beside it.
+    Per official module: "….lora_A.weight" [rank, in] (of a Conv [rank, in, h, w]) and "….lora_B.weight" [out, rank]; stacked layers one by
+    one. PEFT's LoraConfig of each part lies in the file's metadata, with the prefix PEFT in adapter_config.json beside it.
     Where pieces are fused in one official tensor (LlamaGen's wqkv), A is theirs one above the other and B block-diagonal: a rank
     as many times larger, with the same scale. Raises ValueError if there is no adapter or fused pieces differ in rank or scale.
     """
-    adapters, scales, fused = _official(model, table)
-    dot = f"{prefix}." if prefix else ""
-    config = _peft_config(adapters, scales)
-    metadata = {"format": "pt", FUSED: json.dumps(fused, sort_keys=True)}
-    if prefix == PEFT:
-        write_json(path.with_name(PEFT_CONFIG), config)
-    else:
-        metadata[METADATA] = json.dumps({f"{dot}{field}": value for field, value in config.items()}, indent=2, sort_keys=True)
-    tensors = {f"{dot}{module}.lora_{side}.weight": array for module, pair in adapters.items() for side, array in zip("AB", pair, strict=True)}
-    write_safetensors(tensors, path, metadata)
+    tensors, fused, configs = {}, {}, {}
+    for part in _adapted(parts):
+        adapters, scales, pieces = _official(part.model, part.table)
+        dot, config = _dotted(part.prefix), _peft_config(adapters, scales)
+        fused |= pieces
+        if part.prefix == PEFT:
+            write_json(path.with_name(PEFT_CONFIG), config)
+        else:
+            configs |= {f"{dot}{field}": value for field, value in config.items()}
+        tensors |= {f"{dot}{module}.lora_{side}.weight": array for module, pair in adapters.items() for side, array in zip("AB", pair, strict=True)}
+    metadata = {METADATA: json.dumps(configs, indent=2, sort_keys=True)} if configs else {}
+    write_safetensors(tensors, path, {"format": "pt", FUSED: json.dumps(fused, sort_keys=True)} | metadata)
 
 
-def save_kohya(model: nnx.Module, path: Path, table: Table) -> None:
-    """Writes the adapters of `model` as a safetensors file in kohya's naming (proxy_jax/weights/kohya.py), for models that have one.
+def save_kohya(parts: Sequence[Part], path: Path) -> None:
+    """Writes the adapters of models as a safetensors file in kohya's naming (proxy_jax/weights/kohya.py), for models that have one.
 
     Raises ValueError as `save` does, and if modules that are one in the original checkpoint differ in rank or scale.
     """
-    adapters, scales, fused = _official(model, table)
-    tensors, members = kohya.fuse(adapters, scales, table)
-    notes = {FUSED: fused, MEMBERS: members}
+    tensors, notes = {}, {FUSED: {}, MEMBERS: {}}
+    for part in _adapted(parts):
+        adapters, scales, fused = _official(part.model, part.table)
+        found, members = kohya.fuse(adapters, scales, part.table, part.kohya)
+        tensors |= found
+        notes[FUSED] |= fused
+        notes[MEMBERS] |= members
     write_safetensors(tensors, path, {"format": "pt"} | {name: json.dumps(note, sort_keys=True) for name, note in notes.items()})
+
+
+def _dotted(prefix: str) -> str:
+    return f"{prefix}." if prefix else ""
+
+
+def _adapted(parts: Sequence[Part]) -> list[Part]:
+    """The parts that have adapters. Raises ValueError if none does."""
+    found = [part for part in parts if adapted(part.model)]
+    if not found:
+        raise ValueError(f"{' and '.join(type(part.model).__name__ for part in parts)} has no adapter to save")
+    return found
 
 
 def _official(model: nnx.Module, table: Table) -> tuple[kohya.Adapters, dict[str, float], dict[str, list[int]]]:
@@ -175,8 +196,6 @@ def _official(model: nnx.Module, table: Table) -> tuple[kohya.Adapters, dict[str
             entries[module] = entry
             if scales.setdefault(module, layer.lora.scale) != layer.lora.scale:
                 raise ValueError(f"the adapters of {module} have the scales {scales[module]} and {layer.lora.scale}; one tensor holds one")
-    if not parts:
-        raise ValueError(f"{type(model).__name__} has no adapter to save")
     adapters = {module: _to_official(module, pieces, entries[module]) for module, pieces in parts.items()}
     return adapters, scales, {module: sorted(pieces) for module, pieces in parts.items() if entries[module].part[1] > 1}
 
@@ -201,7 +220,14 @@ def _to_official(module: str, parts: dict[int, tuple[np.ndarray, np.ndarray]], e
 
 
 def _peft_config(adapters: kohya.Adapters, scales: dict[str, float]) -> dict:
-    """The fields of PEFT's LoraConfig that describe `adapters`; ranks and alphas that differ from most go into the patterns."""
+    """The fields of PEFT's LoraConfig that describe `adapters`; ranks and alphas that differ from most go into the patterns.
+
+    What it says of a text encoder holds whether its module names begin with "text_model." or not: transformers 5 has dropped that in part.
+    """
+
+    def pattern(module: str) -> str:
+        return "^" + re.sub(r"^(text_model\\\.)", r"(\1)?", re.escape(module))
+
     ranks = {module: len(a) for module, (a, _) in adapters.items()}
     alphas = {module: scales[module] * rank for module, rank in ranks.items()}
     r, alpha = (max(sorted(set(values.values())), key=list(values.values()).count) for values in (ranks, alphas))
@@ -209,24 +235,33 @@ def _peft_config(adapters: kohya.Adapters, scales: dict[str, float]) -> dict:
         "peft_type": "LORA",
         "r": r,
         "lora_alpha": alpha,
-        "rank_pattern": {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != r},
-        "alpha_pattern": {f"^{re.escape(module)}": value for module, value in alphas.items() if value != alpha},
-        "target_modules": sorted(scales),
+        "rank_pattern": {pattern(module): rank for module, rank in ranks.items() if rank != r},
+        "alpha_pattern": {pattern(module): value for module, value in alphas.items() if value != alpha},
+        "target_modules": sorted(module.removeprefix("text_model.") for module in scales),
         "init_lora_weights": "gaussian",
         "lora_dropout": 0.0,
         "bias": "none",
     }
 
 
-def load(model: nnx.Module, path: Path, table: Table, *, prefix: str) -> list[str]:
-    """Attaches the adapters of a file in the format of `save` or `save_kohya` (or PEFT's, diffusers', old and new, or kohya's) to `model`.
+def load(parts: Sequence[Part], path: Path) -> list[str]:
+    """Attaches the adapters of a file in the format of `save` or `save_kohya` (or PEFT's, diffusers', old and new, or kohya's) to models.
 
-    Returns their paths, sorted. Without a LoraConfig in the file alpha is the rank, as diffusers takes it; with the prefix PEFT there must be
-    one beside it. A file that adapts a fused tensor without telling its blocks gives each piece the whole A. Changes `model`. Raises
-    WeightsError if it is no such file, a tensor has no place in `model`, some layers of a stack are missing, or ranks or scales differ
-    within a stack; ValueError if a layer already has an adapter.
+    Returns their paths, sorted in each part. Without a LoraConfig in the file alpha is the rank, as diffusers takes it; with the prefix PEFT
+    there must be one beside it. A file that adapts a fused tensor without telling its blocks gives each piece the whole A. Changes the
+    models. Raises WeightsError if it is no such file, a tensor has no place in them, some layers of a stack are missing, or ranks or scales
+    differ within a stack; ValueError if a layer already has an adapter.
     """
-    found, fused, scale_of = _read(path, prefix, table)
+    placed = [_place(part, path, *read) for part, read in zip(parts, _read(path, parts), strict=True)]
+    for values in placed:
+        for layer_path, (layer, a, b, scale) in values.items():
+            _set(layer, layer_path, jnp.asarray(a), jnp.asarray(b), scale)
+    return [layer_path for values in placed for layer_path in sorted(values)]
+
+
+def _place(part: Part, path: Path, found: kohya.Adapters, fused: Mapping[str, list[int]], scales: Mapping[str, float]) -> dict[str, tuple]:
+    """Of each layer of a part's model that a file adapts: the layer, a, b and the scale, by its path."""
+    model, table = part.model, part.table
     used, values = set(), {}
     for layer_path, layer in layers_of(model).items():
         entry = table.by_ours().get(f"{layer_path}.kernel")
@@ -239,7 +274,7 @@ def load(model: nnx.Module, path: Path, table: Table, *, prefix: str) -> list[st
         if len(blocks) != len(modules):
             raise WeightsError(f"{path} leaves out some of the {len(modules)} layers of {layer_path}: {sorted(set(modules) - set(blocks))[:5]}")
         pairs = [_from_official(*found[module], entry, fused[module] if module in fused else None) for module in modules]
-        if len({(a.shape, b.shape, scale_of(module)) for (a, b), module in zip(pairs, modules, strict=True)}) > 1:
+        if len({(a.shape, b.shape, scales[module]) for (a, b), module in zip(pairs, modules, strict=True)}) > 1:
             raise WeightsError(f"{path}: the layers of {layer_path} have different ranks or scales")
         a, b = (np.stack(side) if entry.layers is not None else side[0] for side in zip(*pairs, strict=True))
         expected = _shapes(layer, a.shape[-1])
@@ -247,12 +282,10 @@ def load(model: nnx.Module, path: Path, table: Table, *, prefix: str) -> list[st
             raise WeightsError(f"{path}: the adapter of {layer_path} has shapes {a.shape}, {b.shape}; the model needs {expected}")
         if layer.lora is not None:
             raise ValueError(f"{layer_path} already has an adapter")
-        values[layer_path] = (layer, a, b, scale_of(modules[0]))
+        values[layer_path] = (layer, a, b, scales[modules[0]])
     if used != set(found):
         raise WeightsError(f"{path} adapts what {type(model).__name__} does not have: {sorted(set(found) - used)[:10]}")
-    for layer_path, (layer, a, b, scale) in values.items():
-        _set(layer, layer_path, jnp.asarray(a), jnp.asarray(b), scale)
-    return sorted(values)
+    return values
 
 
 def _peft_name(name: str) -> str:
@@ -262,36 +295,49 @@ def _peft_name(name: str) -> str:
     return name
 
 
-def _read(path: Path, prefix: str, table: Table):
-    """A file's {module: (A, B)}, {module: fused pieces with an adapter}, and the function from a module to its scale."""
+def _read(path: Path, parts: Sequence[Part]) -> list[tuple[kohya.Adapters, dict[str, list[int]], dict[str, float]]]:
+    """Of each part a file's {module: (A, B)}, {module: fused pieces with an adapter} and {module: scale}."""
     try:
         with safe_open(path, framework="numpy") as file:
             tensors, metadata = {_peft_name(name): file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is no safetensors file: {error}") from error
     fused = json.loads(metadata[FUSED]) if FUSED in metadata else {}
-    if table.original and any(name.endswith(kohya.DOWN) for name in tensors):
-        found, scales = kohya.split(tensors, json.loads(metadata.get(MEMBERS, "{}")), table)
-        return found, fused, scales.__getitem__
-    dot = f"{prefix}." if prefix else ""
-    unknown = [name for name in tensors if not (name.startswith(dot) and name.endswith((".lora_A.weight", ".lora_B.weight")))]
-    modules = {name.removeprefix(dot).rsplit(".lora_", 1)[0] for name in tensors if name not in unknown}
-    if unknown or len(tensors) != 2 * len(modules):
-        alone = " alone (adapters of text encoders are not supported)" if any(name.startswith("text_encoder") for name in unknown) else ""
-        raise WeightsError(f"{path} is not a plain LoRA in PEFT's naming under {prefix!r}{alone}: {unknown[:5] or 'A and B do not pair up'}")
-    found = {module: tuple(tensors[f"{dot}{module}.lora_{side}.weight"].astype(np.float32) for side in "AB") for module in sorted(modules)}
-    if prefix == PEFT:
-        config = read_json(path.with_name(PEFT_CONFIG))
+    in_kohyas = any(part.table.original for part in parts) and any(name.endswith(kohya.DOWN) for name in tensors)
+    starts = [part.kohya if in_kohyas else _dotted(part.prefix) for part in parts]
+    shares = [{name: tensor for name, tensor in tensors.items() if name.startswith(start)} for start in starts]
+    if unknown := [name for name in tensors if not name.startswith(tuple(starts))]:
+        hint = ""
+        if any(name.startswith(TEXT_ENCODERS) for name in unknown):
+            hint = "; for adapters of CLIP text encoders set subject_tuning.lora.text_encoders"
+        raise WeightsError(f"{path} is not a plain LoRA under {' and '.join(repr(part.prefix) for part in parts)}: {unknown[:5]}{hint}")
+    if in_kohyas:
+        members = json.loads(metadata.get(MEMBERS, "{}"))
+        read = [kohya.split(share, members, part.table, part.kohya) for part, share in zip(parts, shares, strict=True)]
     else:
-        config = {field.removeprefix(dot): value for field, value in json.loads(metadata.get(METADATA, "{}")).items()}
+        configs = json.loads(metadata.get(METADATA, "{}"))
+        read = [_peft(path, part, share, configs) for part, share in zip(parts, shares, strict=True)]
+    return [(found, fused, scales) for found, scales in read]
+
+
+def _peft(path: Path, part: Part, tensors: Mapping[str, np.ndarray], configs: dict) -> tuple[kohya.Adapters, dict[str, float]]:
+    """A part's {module: (A, B)} and {module: scale} of its tensors in PEFT's naming; configs: of all parts, each field with its prefix."""
+    dot, sides = _dotted(part.prefix), (".lora_A.weight", ".lora_B.weight")
+    unknown = [name for name in tensors if not name.endswith(sides)]
+    modules = sorted({name.removeprefix(dot).rsplit(".lora_", 1)[0] for name in tensors if name not in unknown})
+    if unknown or len(tensors) != 2 * len(modules):
+        raise WeightsError(f"{path} is not a plain LoRA in PEFT's naming under {part.prefix!r}: {unknown[:5] or 'A and B do not pair up'}")
+    config = {field.removeprefix(dot): value for field, value in configs.items() if field.startswith(dot)}
+    if part.prefix == PEFT:
+        config = read_json(path.with_name(PEFT_CONFIG))
     if config.get("use_rslora"):
         raise WeightsError(f"{path} is a rank-stabilised LoRA (use_rslora), whose scale is alpha / sqrt(rank)")
-
-    def scale_of(module: str) -> float:
-        rank = found[module][1].shape[1]
-        return _alpha(config, module) / rank if config else 1.0
-
-    return found, fused, scale_of
+    found, scales = {}, {}
+    for module in modules:
+        a, b = (tensors[f"{dot}{module}{side}"].astype(np.float32) for side in sides)
+        name = renamed(module, part.table)
+        found[name], scales[name] = (a, b), _alpha(config, module) / b.shape[1] if config else 1.0
+    return found, scales
 
 
 def _alpha(config: dict, module: str) -> float:

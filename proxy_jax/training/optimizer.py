@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -43,15 +44,18 @@ def decays(axes: Sequence[str]) -> bool:
     return sum(axis != "layers" for axis in axes) >= 2
 
 
-def make(config: ConfigDict, axes: Mapping[str, Sequence[str]]) -> optax.GradientTransformation:
+def make(config: ConfigDict, axes: Mapping[str, Sequence[str]], rates: Mapping[str, float] = MappingProxyType({})) -> optax.GradientTransformation:
     """AdamW for parameters {name: float32 array} with logical axes {name: axes}.
 
     Gradients are clipped to a global norm of `config.clip_norm` (0: not clipped). Weight decay is decoupled (torch's AdamW)
-    and leaves out biases and norm scales. Raises ValueError on an unknown schedule.
+    and leaves out biases and norm scales. rates: of some parameters, by what the learning rate is multiplied. Raises ValueError on an
+    unknown schedule.
     """
+    slowed = optax.stateless(lambda updates, _: {name: update * rates.get(name, 1.0) for name, update in updates.items()})
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon, mu_dtype=jnp.float32),
         optax.add_decayed_weights(config.weight_decay, mask={name: decays(names) for name, names in axes.items()}),
         optax.scale_by_learning_rate(schedule(config)),
+        *([slowed] if rates else []),
     )

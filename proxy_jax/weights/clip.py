@@ -14,7 +14,10 @@ def text_table(config: CLIPTextConfig, *, projection: bool = True) -> Table:
     head = linear("text_projection", "projection", bias=False) if projection else []
     ignored = (POSITION_IDS,) if projection else (POSITION_IDS, r"text_projection\.weight")
     return Table(
-        (*_text(config, "text_model.", ""), *head), ignored=ignored, renames=((r"^(?=embeddings\.|encoder\.|final_layer_norm\.)", "text_model."),)
+        (*_text(config, "text_model.", ""), *head),
+        ignored=ignored,
+        renames=((r"^(?=embeddings\.|encoder\.|final_layer_norm\.)", "text_model."),),
+        original=(("{}", "{}"),),
     )
 
 

@@ -2,7 +2,7 @@
 
 An original module may hold several of diffusers' modules, one above the other (queries, keys and values), or hold its halves in another
 order. A model's name table tells which (`Table.original`); a file has "lora_unet_<module, dots as underscores>" .lora_down.weight [rank, in],
-.lora_up.weight [out, rank] (of a Conv with the window) and .alpha, a scalar.
+.lora_up.weight [out, rank] (of a Conv with the window) and .alpha, a scalar; of text encoders "lora_te1_..." and "lora_te2_...".
 """
 
 import dataclasses
@@ -66,12 +66,12 @@ def _slot(module: str, rules: Sequence[tuple[re.Pattern, str, list]]) -> Slot:
     raise KeyError(f"no rule for the original name of {module}")
 
 
-def key(module: str) -> str:
+def key(module: str, prefix: str = PREFIX) -> str:
     """A module's name in a file."""
-    return PREFIX + module.replace(".", "_")
+    return prefix + module.replace(".", "_")
 
 
-def fuse(adapters: Adapters, scales: Mapping[str, float], table: Table) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+def fuse(adapters: Adapters, scales: Mapping[str, float], table: Table, prefix: str = PREFIX) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     """The tensors of a file, and of each original module that holds several which of them have an adapter, in order.
 
     Those are `stacked`, at the same scale. Raises ValueError if their ranks or scales differ.
@@ -84,7 +84,7 @@ def fuse(adapters: Adapters, scales: Mapping[str, float], table: Table) -> tuple
         kinds = {(len(adapters[module][0]), scales[module]) for module in modules}
         if len(kinds) > 1:
             raise ValueError(f"the adapters of {', '.join(modules)} have the ranks and scales {sorted(kinds)}; in kohya's naming they have one")
-        (_, scale), name, place = kinds.pop(), key(original), places[modules[-1]]
+        (_, scale), name, place = kinds.pop(), key(original, prefix), places[modules[-1]]
         down, up = stacked([adapters[module] for module in modules], [places[module].rows for module in modules], place.count)
         tensors |= {name + DOWN: down, name + UP: up, name + ALPHA: np.float32(scale * len(down))}
         if place.count > len(place.rows):
@@ -92,14 +92,16 @@ def fuse(adapters: Adapters, scales: Mapping[str, float], table: Table) -> tuple
     return tensors, members
 
 
-def split(tensors: Mapping[str, np.ndarray], members: Mapping[str, list[str]], table: Table) -> tuple[Adapters, dict[str, float]]:
+def split(
+    tensors: Mapping[str, np.ndarray], members: Mapping[str, list[str]], table: Table, prefix: str = PREFIX
+) -> tuple[Adapters, dict[str, float]]:
     """Adapters of diffusers' modules and their scales, of the tensors of a file; also of one with diffusers' names for the modules.
 
     Without a word in `members` all modules of an original one have all of A. Raises WeightsError for tensors that have no place or cannot be cut.
     """
     adapters, scales, used = {}, {}, set()
     for module, place in slots(table).items():
-        for name, slot in ((key(place.module), place), (key(module), Slot(module))):
+        for name, slot in ((key(place.module, prefix), place), (key(module, prefix), Slot(module))):
             if module in adapters or name + DOWN not in tensors or name + UP not in tensors:
                 continue
             used |= {name + DOWN, name + UP, name + ALPHA}
@@ -111,5 +113,5 @@ def split(tensors: Mapping[str, np.ndarray], members: Mapping[str, list[str]], t
             adapters[module] = taken(down, up, slot.rows, slot.count, sharing.index(module), len(sharing))
             scales[module] = scale
     if unknown := sorted(set(tensors) - used):
-        raise WeightsError(f"{len(unknown)} tensors are no LoRA of the denoiser (alone) in kohya's naming: {unknown[:5]}")
+        raise WeightsError(f"{len(unknown)} tensors are no LoRA of this model in kohya's naming: {unknown[:5]}")
     return adapters, scales

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +110,18 @@ class Table:
         return {entry.ours: entry for entry in self.entries}
 
 
+class Part(NamedTuple):
+    """A model that can have adapters and its place in a file of them.
+
+    prefix: before every module name in PEFT's naming ("": none); kohya: before it in kohya's naming.
+    """
+
+    model: nnx.Module
+    table: Table
+    prefix: str
+    kohya: str = "lora_unet_"
+
+
 def param(official: str, ours: str, axes: tuple[int, ...] | None = None) -> list[Entry]:
     """A tensor kept as it is (or with its axes reordered)."""
     return [Entry(official, ours, axes)]
@@ -156,13 +168,13 @@ class WeightsError(ValueError):
 def differences(model: nnx.Module, table: Table, official: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Every way in which a listing {official name: shape} and `model` (arrays or shapes) disagree under `table`; empty: they match."""
     wanted = {name: tuple(value.shape) for name, value in parameters.arrays(model).items()}
-    found = {_renamed(name, table): tuple(shape) for name, shape in official.items()}
+    found = {renamed(name, table): tuple(shape) for name, shape in official.items()}
     problems = []
     filled = Counter(entry.ours for entry in table.entries)
     problems += [f"not in the table: our {name} {shape}" for name, shape in wanted.items() if not filled[name]]
     problems += [f"in the table but not in the model: our {name}" for name in filled if name not in wanted]
     problems += [f"in the table {count} times: our {name}" for name, count in filled.items() if count > 1]
-    times = Counter(_renamed(name, table) for name in official)
+    times = Counter(renamed(name, table) for name in official)
     problems += [f"in the file {count} times: {name}" for name, count in times.items() if count > 1]
     used: Counter[str] = Counter()
     pieces: dict[str, int] = {}
@@ -186,7 +198,8 @@ def differences(model: nnx.Module, table: Table, official: Mapping[str, tuple[in
     return problems
 
 
-def _renamed(name: str, table: Table) -> str:
+def renamed(name: str, table: Table) -> str:
+    """An official name as the table has it."""
     for pattern, replacement in table.renames:
         name = re.sub(pattern, replacement, name)
     return name
@@ -196,7 +209,7 @@ class _Renamed:
     """Tensors under the names that the table has for them."""
 
     def __init__(self, tensors: Tensors, table: Table):
-        self.tensors, self.names = tensors, {_renamed(name, table): name for name in tensors.shapes()}
+        self.tensors, self.names = tensors, {renamed(name, table): name for name in tensors.shapes()}
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         return self.tensors.read(self.names[name], index)

@@ -364,6 +364,15 @@ def other_learner(learner, family):
     return other
 
 
+def give_draws(monkeypatch, draws, times: int) -> None:
+    """Puts given draws in the place of so many losses' random ones."""
+    given = iter([draws.latent, draws.unit] * times)
+    monkeypatch.setattr(noise, "unit_noise", lambda keys, shape: jnp.asarray(next(given)))
+    u = noise.Weighting().density(jnp.asarray(draws.normal), jnp.zeros(4))
+    monkeypatch.setattr(noise, "draw_sigmas", lambda keys, weighting, shift: noise.table_sigmas(u, shift))
+    monkeypatch.setattr(diffusion, "draw_timesteps", lambda keys, count: jnp.asarray(draws.timesteps))
+
+
 def test_training_loss_and_gradient(pipe, learner, model, batch, family, monkeypatch, tmp_path):
     """The loss, and its gradient in every weight (ours under diffusers' names), with our random draws replaced by given ones.
 
@@ -373,11 +382,7 @@ def test_training_loss_and_gradient(pipe, learner, model, batch, family, monkeyp
 
     pictures, columns, draws = batch
     other = other_learner(learner, family)
-    given = iter([draws.latent, draws.unit] * 2)
-    monkeypatch.setattr(noise, "unit_noise", lambda keys, shape: jnp.asarray(next(given)))
-    u = noise.Weighting().density(jnp.asarray(draws.normal), jnp.zeros(4))
-    monkeypatch.setattr(noise, "draw_sigmas", lambda keys, weighting, shift: noise.table_sigmas(u, shift))
-    monkeypatch.setattr(diffusion, "draw_timesteps", lambda keys, count: jnp.asarray(draws.timesteps))
+    give_draws(monkeypatch, draws, times=2)
 
     def losses_of(values: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         changed, key = parameters.with_arrays(model, values), jax.random.key(0)
@@ -429,7 +434,7 @@ def assert_same_with_adapters(pipe, file: Path, adapted_pictures, draw_theirs, b
 
 
 def test_diffusers_draws_with_our_adapters(pipe, learner, adapted, adapted_pictures, draw_theirs, base, tmp_path):
-    lora.save(adapted, tmp_path / LORA_FILE, learner.table, prefix=learner.lora_prefix)
+    lora.save(learner.parts(adapted), tmp_path / LORA_FILE)
     assert_same_with_adapters(pipe, tmp_path, adapted_pictures, draw_theirs, base)
 
 
@@ -438,9 +443,9 @@ def test_kohyas_naming(pipe, learner, adapted, adapted_pictures, draw_theirs, ba
     from diffusers.loaders import lora_conversion_utils, lora_pipeline
 
     path = tmp_path / "kohya.safetensors"
-    lora.save_kohya(adapted, path, learner.table)
+    lora.save_kohya(learner.parts(adapted), path)
     again = learner.load_model(lambda name: jnp.float32)
-    assert lora.load(again, path, learner.table, prefix=learner.lora_prefix) == sorted(lora.adapted(adapted))
+    assert lora.load(learner.parts(again), path) == sorted(lora.adapted(adapted))
     read = parameters.arrays(again, lora.is_lora)
     for name, value in parameters.arrays(adapted, lora.is_lora).items():
         np.testing.assert_array_equal(read[name], value, err_msg=name)
@@ -472,11 +477,145 @@ def test_we_draw_with_the_adapters_of_diffusers(pipe, learner, config, draw, dra
         pipe.unload_lora_weights()
     assert any(".lora.down." in name for name in load_file(tmp_path / LORA_FILE)) == (family.name == "sdxl")
     model = learner.load_model(lambda name: jnp.float32)
-    paths = lora.load(model, tmp_path / LORA_FILE, learner.table, prefix=learner.lora_prefix)
+    paths = lora.load(learner.parts(model), tmp_path / LORA_FILE)
     assert paths == sorted(path for path in lora.layers_of(model) if re.fullmatch(config.subject_tuning.lora.pattern, path))
     decibels, change = psnr(draw(model, family.guidance_scale)[0], theirs), psnr(base, theirs)
     print(f"diffusers' adapters here: {len(paths)} kernels, {decibels:.1f} dB (without them {change:.1f} dB)")
     assert decibels > 40 and change < 30
+
+
+@pytest.fixture(scope="module")
+def tuned(learner) -> LatentSupervisor:
+    """The learner with its text encoders as part of the model."""
+    return dataclasses.replace(learner, tune_text=True)
+
+
+@pytest.fixture(scope="module")
+def said(family):
+    """said(pipe) -> the columns that diffusers makes of four prompts, the first two of PROMPTS twice each."""
+
+    def theirs(pipe) -> dict:
+        guidance = {} if family.name == "flux" else {"do_classifier_free_guidance": False}
+        prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]]
+        found = pipe.encode_prompt(*[prompts] * len(family.tokenizers), **guidance, **family.length)
+        return {"prompt_embeds": found[0], "pooled": found[1 if family.name == "flux" else 2]}
+
+    return theirs
+
+
+@pytest.fixture(scope="module")
+def with_text(pipe, learner, tuned, batch, said, draw_theirs, family, tmp_path_factory) -> SimpleNamespace:
+    """Adapters of the denoiser and of its text encoders by PEFT, in a file that diffusers wrote; what it makes of prompts.
+
+    Of SDXL also the pictures, and a loss and its gradient: what runs the encoders is the same in all families.
+    """
+    import peft
+    import torch
+    from diffusers.training_utils import _collate_lora_metadata
+    from diffusers.utils import convert_state_dict_to_diffusers
+
+    folder, (pictures, columns, draws) = tmp_path_factory.mktemp("text"), batch
+    parts = {name: getattr(pipe, name) for name in (learner.lora_prefix, *learner.clips)}
+    torch.manual_seed(4)
+    for name, part in parts.items():
+        targets = ["q_proj", "k_proj", "v_proj", "out_proj"] if name in learner.clips else family.targets
+        config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets, init_lora_weights=False)
+        peft.inject_adapter_in_model(config, part)  # as add_adapter does, for which transformers wants a newer PEFT
+        part.peft_config = {"default": config}
+    try:
+        states = {name: peft.get_peft_model_state_dict(part) for name, part in parts.items()}
+        layers = {f"{name}_lora_layers": state for name, state in states.items()}
+        if family.name == "sdxl":
+            layers = {name: convert_state_dict_to_diffusers(layer) for name, layer in layers.items()}
+        type(pipe).save_lora_weights(folder, **layers, **_collate_lora_metadata(parts))
+        text, gradient, found = said(pipe), {}, SimpleNamespace(parts=list(parts))
+        if family.name == "sdxl":
+            found.pictures = draw_theirs(pipe)
+            tensors = {name: torch.from_numpy(np.asarray(column)) for name, column in columns.items()} | text
+            loss = sdxl_loss(pipe, pictures, tensors, draws, other=False)
+            named = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.named_parameters() if ".lora_" in key}
+            grads = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
+            found.loss, gradient = loss.item(), dict(zip(named, grads, strict=True))
+    finally:
+        pipe.unload_lora_weights()
+
+    def official(name: str) -> str:
+        """Of a CLIPTextModel transformers 5 leaves out text_model, which every published file has."""
+        return re.sub(r"^(text_encoder\w*\.)(?=encoder)", r"\1text_model.", name.replace(".default", ""))
+
+    found.text = {name: value.detach().numpy() for name, value in text.items()}
+    found.gradient = {official(name): grad.numpy() for name, grad in gradient.items()}
+    found.adapters = {official(f"{name}.{key}"): value.numpy() for name, state in states.items() for key, value in state.items()}
+    found.model = tuned.load_model(lambda name: jnp.float32)
+    lora.load(tuned.parts(found.model), folder / LORA_FILE)
+    return found
+
+
+def test_what_adapted_text_encoders_say(tuned, with_text, base, family):
+    """Under the file that diffusers wrote, as its scripts do with --train_text_encoder; SDXL draws with it too."""
+    text = tuned.encode_prompts(PROMPTS)
+    _, ours = tuned.conditioned(with_text.model, text)
+    for name, theirs in with_text.text.items():
+        np.testing.assert_allclose(ours[name][:2], theirs[1:3], atol=1e-4, err_msg=name)
+    if family.name == "sdxl":
+        rows, empty = ({name: values[part] for name, values in text.items()} for part in (slice(0, 2), slice(2, 3)))
+        pictures = tuned.draw(with_text.model, rows, empty, SEED, INDICES, {"steps": STEPS, "guidance_scale": family.guidance_scale})
+        decibels, change = psnr(pictures / np.float32(255), with_text.pictures), psnr(base, with_text.pictures)
+        print(f"diffusers' adapters, of text encoders too, here: {decibels:.1f} dB (without them {change:.1f} dB)")
+        assert decibels > 40 and change < 30
+
+
+def test_gradient_of_adapters_on_text_encoders(tuned, with_text, text, batch, family, monkeypatch, tmp_path):
+    """Of diffusers' loss, of SDXL, through the encoders."""
+    if family.name != "sdxl":
+        return
+    _, columns, draws = batch
+    give_draws(monkeypatch, draws, times=1)
+    np.testing.assert_array_equal(columns["pooled"], text["pooled"][[0, 0, 1, 1]])
+    ids = {name: values[[0, 0, 1, 1]] for name, values in tuned.encode_prompts(PROMPTS).items()}
+    columns = {name: column for name, column in columns.items() if name not in text} | ids
+
+    def loss_of(values: dict[str, jax.Array]) -> jax.Array:
+        losses = tuned.loss(parameters.with_arrays(with_text.model, values), columns, jax.random.key(0))
+        return jnp.mean(losses * columns[loader.LOSS_WEIGHT])
+
+    loss, grads = jax.jit(jax.value_and_grad(loss_of))(parameters.arrays(with_text.model, lora.is_lora))
+    lora.save(tuned.parts(parameters.with_arrays(with_text.model, grads)), tmp_path / LORA_FILE)
+    ours = load_file(tmp_path / LORA_FILE)
+    assert abs(float(loss) / with_text.loss - 1) < 1e-5 and set(ours) == set(with_text.gradient)
+    for part in with_text.parts:
+        theirs = {name: grad for name, grad in with_text.gradient.items() if name.startswith(f"{part}.")}
+        norm = np.sqrt(sum(np.square(grad).sum() for grad in theirs.values()))
+        distance = np.sqrt(sum(np.square(ours[name] - grad).sum() for name, grad in theirs.items()))
+        print(f"gradient of the adapters of {part}: {norm:.1e}, {distance / norm:.1e} (relative)")
+        assert norm > 0 and distance < 1e-4 * norm
+
+
+def test_files_with_adapters_on_text_encoders(pipe, tuned, with_text, said, draw_theirs, family, tmp_path):
+    """They hold what PEFT has; kohya's naming is read back; diffusers makes the same of prompts with them."""
+    from transformers.integrations import peft as integration
+
+    parts, paths = tuned.parts(with_text.model), [tmp_path / name for name in ("ours.safetensors", "kohya.safetensors")]
+    lora.save(parts, paths[0])
+    lora.save_kohya(parts, paths[1])
+    ours = load_file(paths[0])
+    assert set(ours) == set(with_text.adapters)
+    for name, tensor in with_text.adapters.items():
+        np.testing.assert_array_equal(ours[name], tensor, err_msg=name)
+    again = tuned.load_model(lambda name: jnp.float32)
+    lora.load(tuned.parts(again), paths[1])
+    read = parameters.arrays(again, lora.is_lora)
+    for name, value in parameters.arrays(with_text.model, lora.is_lora).items():
+        np.testing.assert_array_equal(read[name], value, err_msg=name)
+    pytest.importorskip("peft", minversion=integration.MIN_PEFT_VERSION, reason="transformers loads adapters by a newer PEFT only")
+    for path in paths if family.name == "sdxl" else paths[:1]:
+        pipe.load_lora_weights(path)
+        try:
+            for name, value in said(pipe).items():
+                np.testing.assert_allclose(value.detach().numpy(), with_text.text[name], atol=1e-5, err_msg=name)
+            assert family.name != "sdxl" or psnr(draw_theirs(pipe), with_text.pictures) > 60
+        finally:
+            pipe.unload_lora_weights()
 
 
 def test_merged_adapters_and_the_whole_export(pipe, learner, draw, draw_theirs, adapted, adapted_pictures, base, family, tmp_path):

@@ -17,7 +17,7 @@ from proxy_jax.models.layers import Compute
 from proxy_jax.stages import contract, files, learners, training_set, tuning
 from proxy_jax.stages.contract import StageError
 from proxy_jax.training import lora
-from proxy_jax.weights.table import Table, WeightsError
+from proxy_jax.weights.table import Part, Table, WeightsError
 from tests.stages.tiny_runs import metrics, tiny, write_proxies
 
 LORA = "weights/pytorch_lora_weights.safetensors"
@@ -46,7 +46,7 @@ def test_pictures_keep_their_prompts_among_many(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "count", lambda *args: 0)
     monkeypatch.setattr(tuning.lora, "save", lambda *args, **options: None)
     stage = smoke.get_config().proxy_tuning
-    learner.table, learner.lora_prefix, learner.loss = Table(()), "", None
+    learner.parts, learner.lora_prefix, learner.loss = lambda model: [Part(model, Table(()), "")], "", None
     common = dict(stage=stage, batch_size=50_000, seed=0, folder=tmp_path, cache=tmp_path / "cache")
     tuning.tune(learner, pictures[:count], prompts[:count], **common)
     stage.prior.weight = 1.0
@@ -244,10 +244,10 @@ def test_a_lora_from_elsewhere_takes_the_place_of_stage_1(runs, tmp_path):
     learner = learners.supervisor(config, workdir)
     model = learner.load_model(lambda name: np.float32)
     lora.attach(model, config.subject_tuning.lora.pattern, 2, 3.0, jax.random.key(0))
-    lora.save_kohya(model, tmp_path / "kohya.safetensors", learner.table)
+    lora.save_kohya(learner.parts(model), tmp_path / "kohya.safetensors")
     config.supervisor.lora = str(tmp_path / "kohya.safetensors")
     main.run(config, workdir, ["subject_tuning"])
-    lora.save(model, tmp_path / "ours.safetensors", learner.table, prefix="transformer")
+    lora.save(learner.parts(model), tmp_path / "ours.safetensors")
     assert (workdir / "subject_tuning" / LORA).read_bytes() == (tmp_path / "ours.safetensors").read_bytes()
     kohya = workdir / "subject_tuning" / "weights" / "kohya_lora_weights.safetensors"
     assert kohya.read_bytes() == (tmp_path / "kohya.safetensors").read_bytes()
@@ -270,5 +270,5 @@ def test_a_lora_from_elsewhere_takes_the_place_of_stage_1(runs, tmp_path):
     config.subject_tuning.mode = "lora"
     config.supervisor.lora = str(tmp_path / "text.safetensors")
     save_file({"text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight": np.zeros((2, 32), np.float32)}, config.supervisor.lora)
-    with pytest.raises(WeightsError, match=r"under 'transformer' alone \(adapters of text encoders are not supported\)"):
+    with pytest.raises(WeightsError, match=r"under 'transformer': .*; for adapters of CLIP text encoders set subject_tuning\.lora\.text_encoders"):
         main.run(config, workdir, ["subject_tuning"])

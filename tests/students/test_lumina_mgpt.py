@@ -319,7 +319,7 @@ def test_peft_and_we_read_each_others_adapters(official, tmp_path):
     lora.attach(ours, r"blocks\.(q|k|v|o|gate|up|down)", 2, 3.0, jax.random.key(0))
     values = parameters.arrays(ours, lora.is_lora)
     ours = parameters.with_arrays(ours, {name: value + 0.1 for name, value in values.items()})
-    lora.save(ours, tmp_path / "ours" / lora.file_name(student.lora_prefix), student.table, prefix=student.lora_prefix)
+    lora.save(student.parts(ours), tmp_path / "ours" / lora.file_name(student.lora_prefix))
     names = set(open_tensors(tmp_path / "ours" / "adapter_model.safetensors").shapes())
     assert len(names) == 2 * 2 * 7 and "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight" in names
     theirs = peft.PeftModel.from_pretrained(read(folder / "gpt")[0], tmp_path / "ours")
@@ -331,7 +331,7 @@ def test_peft_and_we_read_each_others_adapters(official, tmp_path):
     theirs = peft.get_peft_model(read(folder / "gpt")[0], config)
     theirs.save_pretrained(tmp_path / "theirs")
     ours = base()
-    paths = lora.load(ours, tmp_path / "theirs" / lora.file_name(student.lora_prefix), student.table, prefix=student.lora_prefix)
+    paths = lora.load(student.parts(ours), tmp_path / "theirs" / lora.file_name(student.lora_prefix))
     assert paths == ["blocks.down", "blocks.q"]
     np.testing.assert_allclose(states(ours), states(theirs), atol=2e-5)
     assert np.abs(states(ours) - states(base())).max() > 1e-2

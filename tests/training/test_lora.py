@@ -19,6 +19,7 @@ from proxy_jax.training import lora
 from proxy_jax.weights import llamagen as llamagen_weights
 from proxy_jax.weights import mmdit as mmdit_weights
 from proxy_jax.weights import table as tables
+from proxy_jax.weights.table import Part
 
 CONFIG = llamagen.LlamaGenConfig(dim=16, n_layer=2, n_head=2, vocab_size=24, caption_dim=8, cls_token_num=3, multiple_of=8)
 TABLE = llamagen_weights.table(CONFIG)
@@ -207,9 +208,9 @@ def test_merge_keeps_the_kernels_dtype(decoder):
 def test_save_and_load_are_inverse(make, table, pattern, prefix, tmp_path):
     """Exactly: arrays, scale, paths; with fused and stacked layers."""
     model = adapted(make(), pattern)
-    lora.save(model, tmp_path / "lora.safetensors", table, prefix=prefix)
+    lora.save([Part(model, table, prefix)], tmp_path / "lora.safetensors")
     loaded = make()
-    assert lora.load(loaded, tmp_path / "lora.safetensors", table, prefix=prefix) == sorted(lora.adapted(model))
+    assert lora.load([Part(loaded, table, prefix)], tmp_path / "lora.safetensors") == sorted(lora.adapted(model))
     ours, theirs = parameters.arrays(model), parameters.arrays(loaded)
     assert ours.keys() == theirs.keys()
     for name in ours:
@@ -220,7 +221,7 @@ def test_save_and_load_are_inverse(make, table, pattern, prefix, tmp_path):
 
 def test_the_file_has_pefts_names_and_shapes(decoder, tmp_path):
     """Per layer; q and v of the fused wqkv as two diagonal blocks, k's rows zero."""
-    lora.save(decoder, tmp_path / "lora.safetensors", TABLE, prefix="m")
+    lora.save([Part(decoder, TABLE, "m")], tmp_path / "lora.safetensors")
     tensors = load_file(tmp_path / "lora.safetensors")
     modules = [*(f"layers.{l}.{n}" for l in range(2) for n in ("attention.wqkv", "attention.wo", "feed_forward.w1")), "output"]  # noqa: E741
     assert set(tensors) == {f"m.{module}.lora_{side}.weight" for module in modules for side in "AB"}
@@ -241,7 +242,7 @@ def test_peft_applies_the_folder_as_we_do(decoder, tmp_path):
     """PEFT, given a torch module with LlamaGen's official names and the folder, changes every weight as our merge does."""
     torch = pytest.importorskip("torch", reason="the oracle is PEFT on torch")
     peft = pytest.importorskip("peft", reason="the oracle is PEFT")
-    lora.save(decoder, tmp_path / lora.file_name(lora.PEFT), TABLE, prefix=lora.PEFT)
+    lora.save([Part(decoder, TABLE, lora.PEFT)], tmp_path / lora.file_name(lora.PEFT))
     before, after = tables.export(decoder, TABLE), tables.export(lora.merge(decoder), TABLE)
 
     root = torch.nn.Module()
@@ -273,7 +274,7 @@ def test_load_of_a_fused_adapter_from_elsewhere(tmp_path):
     tensors = {f"layers.{i}.attention.wqkv.lora_{side}.weight": rng.standard_normal(sides[side], np.float32) for i in range(2) for side in "AB"}
     save_file(tensors, tmp_path / "other.safetensors")
     model = make_decoder()
-    assert lora.load(model, tmp_path / "other.safetensors", TABLE, prefix="") == ["blocks.k", "blocks.q", "blocks.v"]
+    assert lora.load([Part(model, TABLE, "")], tmp_path / "other.safetensors") == ["blocks.k", "blocks.q", "blocks.v"]
     before, after = tables.export(make_decoder(), TABLE), tables.export(lora.merge(model), TABLE)
     for i in range(2):
         a, b = (tensors[f"layers.{i}.attention.wqkv.lora_{side}.weight"] for side in "AB")
@@ -283,14 +284,14 @@ def test_load_of_a_fused_adapter_from_elsewhere(tmp_path):
 
 def test_load_errors_name_what_does_not_fit(decoder, tmp_path):
     path = tmp_path / "lora.safetensors"
-    lora.save(decoder, path, TABLE, prefix="")
+    lora.save([Part(decoder, TABLE, "")], path)
     good = load_file(path)
 
     def refused(tensors: dict, message: str, error=tables.WeightsError) -> None:
         save_file(tensors, path)
         model = make_decoder()
         with pytest.raises(error, match=message):
-            lora.load(model, path, TABLE, prefix="")
+            lora.load([Part(model, TABLE, "")], path)
         assert not lora.adapted(model)
 
     extra = {f"layers.7.attention.wo.lora_{side}.weight": good[f"layers.0.attention.wo.lora_{side}.weight"] for side in "AB"}
@@ -304,19 +305,19 @@ def test_load_errors_name_what_does_not_fit(decoder, tmp_path):
     refused(good | three, r"layers of blocks\.o have different ranks")
     save_file(good, path)
     with pytest.raises(tables.WeightsError, match="under 'unet'"):
-        lora.load(make_decoder(), path, TABLE, prefix="unet")
+        lora.load([Part(make_decoder(), TABLE, "unet")], path)
     with pytest.raises(ValueError, match="already has an adapter"):
-        lora.load(decoder, path, TABLE, prefix="")
+        lora.load([Part(decoder, TABLE, "")], path)
 
 
 def test_save_errors(tmp_path):
     with pytest.raises(ValueError, match="has no adapter"):
-        lora.save(make_decoder(), tmp_path / "x.safetensors", TABLE, prefix="")
+        lora.save([Part(make_decoder(), TABLE, "")], tmp_path / "x.safetensors")
     model = make_decoder()
     lora.attach(model, r"blocks\.q", 2, 2.0, jax.random.key(0))
     lora.attach(model, r"blocks\.k", 2, 8.0, jax.random.key(0))
     with pytest.raises(ValueError, match=r"layers\.0\.attention\.wqkv have the scales (1\.0 and 4\.0|4\.0 and 1\.0)"):
-        lora.save(model, tmp_path / "x.safetensors", TABLE, prefix="")
+        lora.save([Part(model, TABLE, "")], tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
 
 
@@ -370,7 +371,7 @@ def test_diffusers_loads_our_file(sd3, tmp_path, through):
     ours = adapted(make_ours(), PATTERN, rank=3, alpha=4.5)
     base, expected = run_theirs(), run_ours(ours)
     np.testing.assert_allclose(run_ours(make_ours()), base, atol=1e-5)
-    lora.save(ours, tmp_path / "pytorch_lora_weights.safetensors", table, prefix="transformer")
+    lora.save([Part(ours, table, "transformer")], tmp_path / "pytorch_lora_weights.safetensors")
     if through == "load_lora_adapter":
         theirs.load_lora_adapter(str(tmp_path), weight_name="pytorch_lora_weights.safetensors", adapter_name="ours")
     else:
@@ -405,7 +406,7 @@ def test_we_load_the_file_of_diffusers(sd3, tmp_path):
         theirs.unload_lora()
     ours = make_ours()
     base = run_ours(ours)
-    paths = lora.load(ours, Path(tmp_path) / "pytorch_lora_weights.safetensors", table, prefix="")
+    paths = lora.load([Part(ours, table, "")], Path(tmp_path) / "pytorch_lora_weights.safetensors")
     assert {"blocks.attention.img_q", "dual_blocks.attention.txt_o", "last_block.attention.txt_q", "patch_in"} <= set(paths)
     error = np.abs(np.asarray(run_ours(ours)) - expected).max()
     print(f"SD3 with diffusers' adapter here: {error:.1e}")

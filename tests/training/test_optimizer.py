@@ -18,9 +18,9 @@ def numbers(seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
     return {name: scale * rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
 
 
-def updated(config, num_steps: int, scale: float = 1.0) -> dict[str, jax.Array]:
+def updated(config, num_steps: int, scale: float = 1.0, **options) -> dict[str, jax.Array]:
     """The parameters after some steps with given gradients."""
-    transform = optimizer.make(config, AXES)
+    transform = optimizer.make(config, AXES, **options)
     params = jax.tree.map(jnp.asarray, numbers(0))
     state, update = transform.init(params), jax.jit(transform.update)
     for step in range(num_steps):
@@ -52,12 +52,12 @@ def test_schedule_landmarks():
 
 
 def test_adamw_against_torch():
-    """AdamW with clipping and decay gives torch's numbers; decay leaves out biases and stacked norm scales."""
+    """AdamW with clipping, decay and a rate of its own gives torch's numbers; decay leaves out biases and stacked norm scales."""
     torch = pytest.importorskip("torch", reason="the oracle is torch")
     config = base.training(steps=6, learning_rate=1e-2, beta2=0.95, weight_decay=0.3, clip_norm=2.0, schedule="linear", warmup_steps=2)
     params = {name: torch.nn.Parameter(torch.from_numpy(value)) for name, value in numbers(0).items()}
-    decayed = params["blocks.q.kernel"]
-    groups = [{"params": [decayed]}, {"params": [p for p in params.values() if p is not decayed], "weight_decay": 0.0}]
+    rates, decay = {"blocks.q.kernel": 0.25}, {"blocks.q.kernel": 0.3}
+    groups = [{"params": [p], "weight_decay": decay.get(name, 0.0), "factor": rates.get(name, 1.0)} for name, p in params.items()]
     adamw = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.3)
     rate = optimizer.schedule(config)
     for step in range(6):
@@ -65,9 +65,9 @@ def test_adamw_against_torch():
             params[name].grad = torch.from_numpy(grad)
         torch.nn.utils.clip_grad_norm_(params.values(), 2.0)
         for group in adamw.param_groups:
-            group["lr"] = float(rate(step))
+            group["lr"] = float(rate(step)) * group["factor"]
         adamw.step()
-    ours = updated(config, 6, 3.0)
+    ours = updated(config, 6, 3.0, rates=rates)
     error = max(float(np.abs(ours[name] - params[name].detach().numpy()).max()) for name in SHAPES)
     print(f"AdamW against torch: {error:.1e}")
     assert error < 2e-6

@@ -113,7 +113,7 @@ def test_diffusers_names_and_no_alpha_are_read_and_what_has_no_place_is_refused(
     assert list(adapters) == [module] and scales[module] == 1.0
     np.testing.assert_array_equal(adapters[module][0], a)
     for other in ("lora_te1_text_model_encoder_layers_0_mlp_fc1", "lora_unet_down_blocks_7_resnets_0_conv1"):
-        with pytest.raises(WeightsError, match=rf"2 tensors are no LoRA of the denoiser \(alone\) in kohya's naming: \['{other}"):
+        with pytest.raises(WeightsError, match=rf"2 tensors are no LoRA of this model in kohya's naming: \['{other}"):
             kohya.split({other + kohya.DOWN: a, other + kohya.UP: b}, {}, table)
     name = kohya.key("joint_blocks.0.x_block.attn.qkv")
     with pytest.raises(WeightsError, match="B has 4 outputs, which are not 3 equal pieces"):
