@@ -257,16 +257,17 @@ def test_a_lora_from_elsewhere_takes_the_place_of_stage_1(runs, tmp_path):
     model = learner.load_model(lambda name: np.float32)
     for part, rank in (("q", 2), ("k", 3)):
         lora.attach(model, rf"blocks\.attention\.img_{part}", rank, 3.0, jax.random.key(0))
-    lora.save(model, tmp_path / "ranks.safetensors", learner.table, prefix="transformer")
+    lora.save(learner.parts(model), tmp_path / "ranks.safetensors")
     config.supervisor.lora = str(tmp_path / "ranks.safetensors")
     main.run(config, workdir, ["subject_tuning"])
     assert (workdir / "subject_tuning" / LORA).read_bytes() == (tmp_path / "ranks.safetensors").read_bytes() and not kohya.exists()
-    config.subject_tuning.mode, config.subject_tuning.lora.base = "full", "int8"
+    config.subject_tuning.mode, config.subject_tuning.lora.base, config.subject_tuning.lora.text_encoders = "full", "int8", "blocks"
     with pytest.raises(StageError) as caught:
         main.run(config, workdir, ["subject_tuning"])
     assert "supervisor.lora is given, which takes the place of stage 1's LoRA, but subject_tuning.mode" in str(caught.value)
     assert "subject_tuning.lora.base is 'int8', which cannot be trained" in str(caught.value)
-    config.subject_tuning.lora.base = "compute"
+    assert "subject_tuning.lora.text_encoders is given, but subject_tuning.mode is not 'lora'" in str(caught.value)
+    config.subject_tuning.lora.base, config.subject_tuning.lora.text_encoders = "compute", ""
     config.subject_tuning.mode = "lora"
     config.supervisor.lora = str(tmp_path / "text.safetensors")
     save_file({"text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight": np.zeros((2, 32), np.float32)}, config.supervisor.lora)
