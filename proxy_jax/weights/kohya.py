@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from proxy_jax.weights.table import Table, WeightsError
+from proxy_jax.weights.table import DENOISER, Table, WeightsError
 
-PREFIX = "lora_unet_"
 DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
 Adapters = dict[str, tuple[np.ndarray, np.ndarray]]  # module -> A and B as PEFT has them
 
@@ -66,12 +65,12 @@ def _slot(module: str, rules: Sequence[tuple[re.Pattern, str, list]]) -> Slot:
     raise KeyError(f"no rule for the original name of {module}")
 
 
-def key(module: str, prefix: str = PREFIX) -> str:
+def key(module: str, prefix: str = DENOISER) -> str:
     """A module's name in a file."""
     return prefix + module.replace(".", "_")
 
 
-def fuse(adapters: Adapters, scales: Mapping[str, float], table: Table, prefix: str = PREFIX) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+def fuse(adapters: Adapters, scales: Mapping[str, float], table: Table, prefix: str = DENOISER) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     """The tensors of a file, and of each original module that holds several which of them have an adapter, in order.
 
     Those are `stacked`, at the same scale. Raises ValueError if their ranks or scales differ.
@@ -93,7 +92,7 @@ def fuse(adapters: Adapters, scales: Mapping[str, float], table: Table, prefix: 
 
 
 def split(
-    tensors: Mapping[str, np.ndarray], members: Mapping[str, list[str]], table: Table, prefix: str = PREFIX
+    tensors: Mapping[str, np.ndarray], members: Mapping[str, list[str]], table: Table, prefix: str = DENOISER
 ) -> tuple[Adapters, dict[str, float]]:
     """Adapters of diffusers' modules and their scales, of the tensors of a file; also of one with diffusers' names for the modules.
 

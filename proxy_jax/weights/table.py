@@ -110,6 +110,9 @@ class Table:
         return {entry.ours: entry for entry in self.entries}
 
 
+DENOISER = "lora_unet_"  # before every module name of a denoiser in kohya's naming
+
+
 class Part(NamedTuple):
     """A model that can have adapters and its place in a file of them.
 
@@ -119,7 +122,7 @@ class Part(NamedTuple):
     model: nnx.Module
     table: Table
     prefix: str
-    kohya: str = "lora_unet_"
+    kohya: str = DENOISER
 
 
 def param(official: str, ours: str, axes: tuple[int, ...] | None = None) -> list[Entry]:

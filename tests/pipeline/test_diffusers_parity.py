@@ -591,7 +591,7 @@ def test_gradient_of_adapters_on_text_encoders(tuned, with_text, text, batch, fa
         assert norm > 0 and distance < 1e-4 * norm
 
 
-def test_files_with_adapters_on_text_encoders(pipe, tuned, with_text, said, draw_theirs, family, tmp_path):
+def test_files_with_adapters_on_text_encoders(pipe, tuned, with_text, said, draw_theirs, family, tmp_path, monkeypatch):
     """They hold what PEFT has; kohya's naming is read back; diffusers makes the same of prompts with them."""
     from transformers.integrations import peft as integration
 
@@ -607,7 +607,7 @@ def test_files_with_adapters_on_text_encoders(pipe, tuned, with_text, said, draw
     read = parameters.arrays(again, lora.is_lora)
     for name, value in parameters.arrays(with_text.model, lora.is_lora).items():
         np.testing.assert_array_equal(read[name], value, err_msg=name)
-    pytest.importorskip("peft", minversion=integration.MIN_PEFT_VERSION, reason="transformers loads adapters by a newer PEFT only")
+    monkeypatch.setattr(integration, "check_peft_version", lambda **_: None)  # transformers 5.24 asks for one that is not out
     for path in paths if family.name == "sdxl" else paths[:1]:
         pipe.load_lora_weights(path)
         try:
