@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from proxy_jax.models import decoder
-from proxy_jax.models.decoder import Block, Cache, attention_mask
+from proxy_jax.models.decoder import Block, Cache, segments_of
 from proxy_jax.models.layers import Compute, Dense, Embed, RMSNorm, rotate_halves, stack, tokens, with_subjects
 
 
@@ -95,8 +95,8 @@ class Chameleon(nnx.Module):
         residual dropout (0.05 in Lumina-mGPT's training); none without `keys` [batch].
         """
         length = x.shape[1]
-        rope, mask = self.rope(positions_of(prompt_mask, length)), attention_mask(prompt_mask, length)
-        return self.norm(decoder.run(self.blocks, x, rope, mask, compute=self.compute, dropout_rate=dropout_rate, keys=keys))
+        rope, segments = self.rope(positions_of(prompt_mask, length)), segments_of(prompt_mask, length)
+        return self.norm(decoder.run(self.blocks, x, rope, segments, compute=self.compute, dropout_rate=dropout_rate, keys=keys))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Float32 next-token logits [..., vocab_size] of final states."""
@@ -113,6 +113,5 @@ class Chameleon(nnx.Module):
         """
         length, rows = cache[0].shape[2], slot + jnp.arange(x.shape[1])
         rope = self.rope(positions_of(prompt_mask, length)[:, rows])
-        mask = attention_mask(prompt_mask, length, rows)
-        x, cache = decoder.extend(self.blocks, x, cache, slot, rope, mask, compute=self.compute)
+        x, cache = decoder.extend(self.blocks, x, cache, slot, rope, segments_of(prompt_mask, length), compute=self.compute)
         return self.norm(x), cache

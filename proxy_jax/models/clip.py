@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from proxy_jax.models.attention import attention
+from proxy_jax.models.attention import Segments, attention, key_segments
 from proxy_jax.models.layers import ACTIVATIONS, Compute, Conv, Dense, Embed, LayerNorm, scan_layers, stack, tokens
 from proxy_jax.sharding import constrain
 
@@ -118,11 +118,11 @@ class Block(nnx.Module):
         self.mlp_scale = nnx.Param(jnp.full(width, layer_scale), axes=("scalar",)) if scaled else None
         self.num_heads, self.activation = num_heads, activation
 
-    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None, causal: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, *, segments: Segments | None = None, start: int | None = None) -> jax.Array:
         y = self.attention_norm(x)
         q, k, v = (rearrange(layer(y), "b l (h d) -> b l h d", h=self.num_heads) for layer in (self.q, self.k, self.v))
         q, k, v = (constrain(part, "batch", "length", "act_heads", "head_dim") for part in (q, k, v))
-        attended = self.o(rearrange(attention(q, k, v, mask=mask, causal=causal), "b l h d -> b l (h d)"))
+        attended = self.o(rearrange(attention(q, k, v, segments=segments, start=start), "b l h d -> b l (h d)"))
         x = x + _scaled(attended, self.attention_scale)
         y = ACTIVATIONS[self.activation](self.fc1(self.mlp_norm(x)))
         return tokens(x + _scaled(self.fc2(constrain(y, "batch", "length", "act_mlp")), self.mlp_scale))
@@ -163,14 +163,11 @@ class CLIPText(nnx.Module):
     def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> CLIPTextOutput:
         """input_ids [b, l]; attention_mask [b, l]: 1 on the tokens to attend to, all by default (as diffusers calls it)."""
         x = self.embed(input_ids)
-        mask = None
-        if attention_mask is not None:
-            b, length = input_ids.shape
-            mask = jnp.broadcast_to(attention_mask.astype(bool)[:, None, None, :], (b, 1, length, length))
+        segments = None if attention_mask is None else key_segments(attention_mask, input_ids.shape[1])
 
         def body(block: Block, carry: tuple[jax.Array, jax.Array], _):
             x, _previous = carry
-            return (block(x, mask=mask, causal=True), x), None
+            return (block(x, segments=segments, start=0), x), None
 
         (x, penultimate), _ = scan_layers(self.blocks, body, (x, x), compute=self.compute)
         last_hidden = self.norm(x)

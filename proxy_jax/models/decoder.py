@@ -83,28 +83,26 @@ class Block(nnx.Module):
         return tokens(x + dropout(tokens(self.down(y)), rate, keys_mlp))
 
 
-def attention_mask(condition_mask: jax.Array, length: int, rows: jax.Array | None = None) -> jax.Array:
-    """[batch, rows, length], True = attend: causal, padded condition slots hidden, the diagonal kept (so that no row is empty).
+def segments_of(condition_mask: jax.Array, length: int) -> jax.Array:
+    """Segment ids [batch, length] for `attention`: 0 on what is valid, and one of its own on each padded slot, which sees itself alone.
 
-    condition_mask [batch, slots]: 1 on valid slots; all after them are valid. rows: the numbers of the rows wanted; None: all `length`.
+    condition_mask [batch, slots]: 1 on the valid ones of the first slots; all after them are valid.
     """
-    visible = jnp.pad(condition_mask.astype(bool), ((0, 0), (0, length - condition_mask.shape[1])), constant_values=True)
-    columns = jnp.arange(length)
-    rows = (columns if rows is None else rows)[:, None]
-    return ((columns <= rows) & visible[:, None, :]) | (columns == rows)
+    padding = jnp.pad(~condition_mask.astype(bool), ((0, 0), (0, length - condition_mask.shape[1])))
+    return jnp.where(padding, jnp.arange(1, length + 1, dtype=jnp.int32), 0)
 
 
 def run(
     blocks: nnx.Module,
     x: jax.Array,
     rope: jax.Array,
-    mask: jax.Array,
+    segments: jax.Array,
     *,
     compute: Compute,
     dropout_rate: float = 0.0,
     keys: jax.Array | None = None,
 ) -> jax.Array:
-    """The residual stream [batch, length, dim] after all layers; mask [batch, length, length].
+    """The residual stream [batch, length, dim] after all layers; segments [batch, length] as `segments_of` gives them.
 
     dropout_rate: of each branch's output; no dropout without `keys` [batch].
     """
@@ -112,7 +110,7 @@ def run(
 
     def body(block: Block, x: jax.Array, keys: jax.Array | None):
         q, k, v = block.qkv(x, rope)
-        return block.finish(x, attention(q, k, v, mask=mask[:, None]), dropout_rate, keys), None
+        return block.finish(x, attention(q, k, v, segments=(segments, segments), start=0), dropout_rate, keys), None
 
     return scan_layers(blocks, body, x, layer_keys, compute=compute)[0]
 
@@ -126,19 +124,22 @@ def empty_cache(blocks: nnx.Module, batch: int, length: int, dtype: Any) -> Cach
 
 
 def extend(
-    blocks: nnx.Module, x: jax.Array, cache: Cache, position: jax.Array | int, rope: jax.Array, mask: jax.Array, *, compute: Compute
+    blocks: nnx.Module, x: jax.Array, cache: Cache, position: jax.Array | int, rope: jax.Array, segments: jax.Array, *, compute: Compute
 ) -> tuple[jax.Array, Cache]:
     """Runs slots x [batch, n, dim] at `position`.. against the cache; returns the residual stream after all layers and the cache with them in it.
 
-    rope: the table of the n slots; mask [batch, n, cache_length]: the columns that each of them attends to.
+    rope: the table of the n slots; segments [batch, cache_length] as `segments_of` gives them.
     """
+    n = x.shape[1]
+    own = jax.lax.dynamic_slice_in_dim(segments, position, n, axis=1)
+    seen = position + n if isinstance(position, int) else segments.shape[1]  # what comes later is not even read, where that is known
 
     def body(block: Block, carry, layer: jax.Array):
         x, keys, values = carry
         q, k, v = block.qkv(x, rope)
         keys = jax.lax.dynamic_update_slice(keys, k[None], (layer, 0, position, 0, 0))
         values = jax.lax.dynamic_update_slice(values, v[None], (layer, 0, position, 0, 0))
-        attended = attention(q, keys[layer], values[layer], mask=mask[:, None])
+        attended = attention(q, keys[layer, :, :seen], values[layer, :, :seen], segments=(own, segments[:, :seen]), start=position)
         return (block.finish(x, attended), keys, values), None
 
     (x, *cache), _ = scan_layers(blocks, body, (x, *cache), jnp.arange(_depth(blocks)), compute=compute)

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from proxy_jax.models import decoder
-from proxy_jax.models.decoder import Block, Cache, attention_mask
+from proxy_jax.models.decoder import Block, Cache, segments_of
 from proxy_jax.models.layers import Buffer, Compute, Dense, Embed, RMSNorm, dropout, rotate_pairs, split_keys, stack, tokens
 
 
@@ -127,8 +127,8 @@ class LlamaGen(nnx.Module):
         x = jnp.concatenate([self.embed_condition(condition, drop), self.token_embed(image_tokens, self.compute.dtype)], axis=1)
         x = dropout(tokens(x), dropout_rate, keys_tokens)
         length = x.shape[1]
-        mask = attention_mask(condition_mask, length)
-        x = decoder.run(self.blocks, x, self.rope(grid)[:length], mask, compute=self.compute, dropout_rate=dropout_rate, keys=keys_layers)
+        segments = segments_of(condition_mask, length)
+        x = decoder.run(self.blocks, x, self.rope(grid)[:length], segments, compute=self.compute, dropout_rate=dropout_rate, keys=keys_layers)
         return self.norm(x)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -139,11 +139,11 @@ class LlamaGen(nnx.Module):
         """Empty keys and values, each [layers, batch, length, heads, head_dim]."""
         return decoder.empty_cache(self.blocks, batch, length, self.compute.dtype)
 
-    def extend(self, x: jax.Array, cache: Cache, position: jax.Array | int, rope: jax.Array, mask: jax.Array) -> tuple[jax.Array, Cache]:
+    def extend(self, x: jax.Array, cache: Cache, position: jax.Array | int, rope: jax.Array, segments: jax.Array) -> tuple[jax.Array, Cache]:
         """Runs embedded slots x [batch, n, dim] at `position`.. against the cache; returns normed states and the cache with them in it.
 
-        rope: the whole sequence's table; mask [batch, n, cache_length]: the columns that each of the n rows attends to.
+        rope: the whole sequence's table; segments [batch, cache_length]: the whole sequence's too (decoder.segments_of).
         """
         rope = jax.lax.dynamic_slice_in_dim(rope, position, x.shape[1])
-        x, cache = decoder.extend(self.blocks, x, cache, position, rope, mask, compute=self.compute)
+        x, cache = decoder.extend(self.blocks, x, cache, position, rope, segments, compute=self.compute)
         return self.norm(x), cache

@@ -11,7 +11,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from proxy_jax.models.attention import attention
+from proxy_jax.models.attention import Segments, attention, key_segments
 from proxy_jax.models.layers import Compute, Dense, Embed, RMSNorm, scan_layers, stack, tokens
 from proxy_jax.sharding import constrain
 
@@ -64,11 +64,11 @@ class Block(nnx.Module):
         self.down = Dense(config.d_ff, width, bias=False, axes=("mlp", "embed"), rngs=rngs)
         self.num_heads = config.num_heads
 
-    def __call__(self, x: jax.Array, bias: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, bias: jax.Array, segments: Segments | None) -> jax.Array:
         y = self.attention_norm(x)
         q, k, v = (rearrange(layer(y), "b l (h d) -> b l h d", h=self.num_heads) for layer in (self.q, self.k, self.v))
         q, k, v = (constrain(part, "batch", "length", "act_heads", "head_dim") for part in (q, k, v))
-        x = x + self.o(rearrange(attention(q, k, v, bias=bias, mask=mask, scale=1.0), "b l h d -> b l (h d)"))
+        x = x + self.o(rearrange(attention(q, k, v, bias=bias, segments=segments, scale=1.0), "b l h d -> b l (h d)"))
         y = self.mlp_norm(x)
         y = jax.nn.gelu(self.gate(y), approximate=True) * self.up(y)
         return tokens(x + self.down(constrain(y, "batch", "length", "act_mlp")))
@@ -94,6 +94,6 @@ class T5Encoder(nnx.Module):
         """Normed states [b, l, d_model] of input_ids [b, l]; mask [b, l]: 1 on the tokens to attend to, all by default (as SD3 calls it)."""
         x = tokens(self.token_embed(input_ids, self.compute.dtype))
         bias = self.position_bias(input_ids.shape[1])
-        mask = None if mask is None else mask.astype(bool)[:, None, None, :]
-        x, _ = scan_layers(self.blocks, lambda block, x, _: (block(x, bias, mask), None), x, compute=self.compute)
+        segments = None if mask is None else key_segments(mask, input_ids.shape[1])
+        x, _ = scan_layers(self.blocks, lambda block, x, _: (block(x, bias, segments), None), x, compute=self.compute)
         return self.norm(x)

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from proxy_jax import sharding
 from proxy_jax.models import parameters
-from proxy_jax.models.decoder import attention_mask
+from proxy_jax.models.decoder import segments_of
 from proxy_jax.models.layers import Compute, split_keys, with_subjects
 from proxy_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from proxy_jax.models.t5 import T5Config, T5Encoder
@@ -70,7 +70,7 @@ def generate(
     if guided:
         condition, condition_mask = (jnp.concatenate([x, x]) for x in (condition, condition_mask))
         drop = jnp.arange(2 * batch) >= batch
-    rope, mask = model.rope(grid), attention_mask(condition_mask, length)
+    rope, segments = model.rope(grid), segments_of(condition_mask, length)
 
     def next_logits(hidden: jax.Array, step: jax.Array | int) -> jax.Array:
         logits = model.logits(hidden[:, -1])
@@ -82,14 +82,13 @@ def generate(
 
     def prefill():
         x = model.embed_condition(condition, drop)
-        hidden, cache = model.extend(x, model.init_cache(x.shape[0], length), 0, rope, mask[:, :slots])
+        hidden, cache = model.extend(x, model.init_cache(x.shape[0], length), 0, rope, segments)
         return next_logits(hidden, -1), cache
 
     def extend(token: jax.Array, position: jax.Array, cache):
         token = jnp.concatenate([token, token]) if guided else token
         x = model.token_embed(token[:, None], model.compute.dtype)
-        rows = jax.lax.dynamic_slice_in_dim(mask, slots + position, 1, axis=1)
-        hidden, cache = model.extend(x, cache, slots + position, rope, rows)
+        hidden, cache = model.extend(x, cache, slots + position, rope, segments)
         return next_logits(hidden, position), cache
 
     return decode(prefill, extend, grid**2, seed, indices, sampling, collect_logits)

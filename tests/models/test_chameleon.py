@@ -11,8 +11,9 @@ import pytest
 from flax import nnx
 
 from proxy_jax.models import parameters
+from proxy_jax.models.attention import visible
 from proxy_jax.models.chameleon import Chameleon, ChameleonConfig, positions_of
-from proxy_jax.models.decoder import HeadNorm, attention_mask
+from proxy_jax.models.decoder import HeadNorm, segments_of
 from proxy_jax.models.layers import Compute
 from proxy_jax.weights import chameleon, hub
 from proxy_jax.weights.golden import Case, lumina
@@ -105,9 +106,11 @@ def test_the_cache_gives_the_same_states(model):
 def test_masks_and_positions_by_hand():
     mask = jnp.asarray([[0, 1], [1, 1]])
     np.testing.assert_array_equal(positions_of(mask, 4), [[0, 0, 1, 2], [0, 1, 2, 3]])
-    np.testing.assert_array_equal(attention_mask(mask, 4)[0], [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]])
-    np.testing.assert_array_equal(attention_mask(mask, 4)[1], np.tril(np.ones((4, 4))))
-    np.testing.assert_array_equal(attention_mask(mask, 4, jnp.asarray([2]))[0], [[0, 1, 1, 0]])
+    segments = segments_of(mask, 4)
+    padded, whole = visible((segments, segments), 0, 4, 4)[:, 0]
+    np.testing.assert_array_equal(padded, [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]])
+    np.testing.assert_array_equal(whole, np.tril(np.ones((4, 4))))
+    np.testing.assert_array_equal(visible((segments[:, 2:3], segments), jnp.asarray(2), 1, 4)[0, 0], [[0, 1, 1, 0]])
 
 
 @pytest.mark.parametrize("change", [dict(swin_norm=True), dict(num_key_value_heads=1), dict(mlp_bias=True), dict(hidden_act="gelu")])

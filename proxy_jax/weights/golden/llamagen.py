@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from proxy_jax.models.decoder import attention_mask
+from proxy_jax.models.attention import visible
+from proxy_jax.models.decoder import segments_of
 from proxy_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from proxy_jax.weights import llamagen
 from proxy_jax.weights.golden import Case, Comparison, Describe, Run
@@ -53,9 +54,11 @@ def llamagen_gpt_t2i(case: Case) -> list[Comparison]:
         "loss_no_valid": entropy.mean(),
         "loss_with_drop": (entropy_dropped * weight).sum() / jnp.maximum(weight.sum(), 1),
     }
+    length = slots + image_tokens.shape[1]
+    segments = segments_of(jnp.asarray(mask), length)
     return [
         Comparison("freqs_cis", rope, io["freqs_cis"], TABLE_TOLERANCE),
-        Comparison("attn_mask", attention_mask(jnp.asarray(mask), slots + image_tokens.shape[1]), io["attn_mask"], 0),
+        Comparison("attn_mask", visible((segments, segments), 0, length, length)[:, 0], io["attn_mask"], 0),
         Comparison("cond_embeddings", model.embed_condition(jnp.asarray(caption)), io["cond_embeddings"], LOGITS_TOLERANCE),
         Comparison("logits", logits, io["logits"], LOGITS_TOLERANCE),
         Comparison("logits_uncond", unconditional, io["logits_uncond"], LOGITS_TOLERANCE),

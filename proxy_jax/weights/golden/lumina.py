@@ -10,7 +10,7 @@ from flax import nnx
 
 from proxy_jax.models import decoder, parameters
 from proxy_jax.models.chameleon import Chameleon, ChameleonConfig, positions_of
-from proxy_jax.models.decoder import attention_mask
+from proxy_jax.models.decoder import segments_of
 from proxy_jax.models.vqgan import VQModel
 from proxy_jax.students import vq
 from proxy_jax.students.decoding import Sampling
@@ -50,7 +50,7 @@ def _states(model: Chameleon, ids: jax.Array, mask: jax.Array) -> dict[str, jax.
     hidden = model.hidden_states(x, mask)
     return {
         "hidden_after_embed": x,
-        "hidden_after_layer1": decoder.run(first, x, rope, attention_mask(mask, length), compute=model.compute),
+        "hidden_after_layer1": decoder.run(first, x, rope, segments_of(mask, length), compute=model.compute),
         "hidden_final_normed": hidden,
         "logits": model.logits(hidden),
     }
