@@ -178,7 +178,8 @@ def get_config() -> ConfigDict:
     config.proxies = ""  # e.g. runs/other/proxy_generation/dataset
     # More subjects for the same student, tuned together with the run's own: "token=zwx,class_noun=cat,photos=FOLDER" (or proxies=FOLDER) each.
     config.subjects = ()
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: the devices that remain
+    # -1: the devices that remain. auto: the sizes are chosen from the number of devices, the batches and the models (sharding.auto_sizes)
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1, auto=False))
     config.compute = ConfigDict(dict(dtype="bfloat16", remat="full", unroll=False))
 
     config.supervisor = ConfigDict(

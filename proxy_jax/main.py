@@ -1,12 +1,15 @@
 """Proxy-Tuning: teach an autoregressive image model a subject through a diffusion model that learned it first.
 
 usage: python -m proxy_jax.main --config FILE --workdir FOLDER [--stages NAMES] [--config.FIELD=VALUE ...]
+       python -m proxy_jax.main --config FILE --preflight TOPOLOGY [--stages NAMES] [--config.FIELD=VALUE ...]
 
 examples:
   python -m proxy_jax.main --config configs/smoke.py --workdir runs/smoke
   python -m proxy_jax.main --config configs/sd3_llamagen.py --workdir runs/my_cat \\
       --config.subject.photos=photos/my_cat --config.subject.class_noun=cat --config.subject.live=True
   python -m proxy_jax.main --config configs/sd3_llamagen.py --workdir runs/dog6 --config.subject.dreambench=datasets/dreambench/dog6
+
+  python -m proxy_jax.main --config configs/sd3_lumina_mgpt.py --preflight v5e:2x4 --config.mesh.auto=True
 
 stages, each of which writes into FOLDER/<stage>/:
   subject_tuning    DreamBooth: the diffusion supervisor learns the subject from its photos
@@ -16,6 +19,10 @@ stages, each of which writes into FOLDER/<stage>/:
   random_weights    before all of them in configs/smoke.py: tiny random checkpoints, to check the machinery
   pretraining       configs/micro/: a micro checkpoint trained from nothing
   experiment        configs/micro/dreambench.py: many runs of the stages compared over subjects
+
+--preflight compiles the stages' programs for a TPU slice without having one, nor photos or weights, and prints what they need of it.
+TOPOLOGY is v4, v5e, v5p or v6e and a shape (v5e:2x4, v5p:2x2x1), or auto: the smallest that fits. With a --workdir, figures of
+programs that do not change are kept there. It takes libtpu: pip install "proxy_jax[preflight]".
 
 Run the same command again to resume: finished stages are skipped, an interrupted one goes on from its last checkpoint, and one
 whose inputs changed runs anew. Every field of the config can be set; configs/base.py lists them all with what they do.
@@ -42,7 +49,10 @@ from proxy_jax.stages import (
     contract,
     evaluation,
     experiment,
+    files,
     learners,
+    meshes,
+    preflight,
     pretraining,
     proxy_generation,
     proxy_tuning,
@@ -65,6 +75,9 @@ EXPLAINED = (
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file, e.g. configs/smoke.py; --config.FIELD=VALUE sets a field of it.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
+PREFLIGHT = flags.DEFINE_string("preflight", None, "A TPU topology to compile for in place of running, or auto.")
+PREFLIGHT_JSON = flags.DEFINE_string("preflight_json", None, "File for preflight's figures.")
+PREFLIGHT_FULL = flags.DEFINE_bool("preflight_full", False, "Compile as a run does: six times slower, more exact.")
 STAGE_NAMES = flags.DEFINE_list("stages", None, "Stages to run, separated by commas; default: the config's.")
 
 HELP = ("help", "helpshort", "h", "?")
@@ -77,7 +90,8 @@ class CommandLineError(ValueError):
 
 def help_text() -> str:
     """The module's docstring and this program's own flags."""
-    own = "\n".join(f"  --{holder.name:<8} {flags.FLAGS[holder.name].help}" for holder in (CONFIG, WORKDIR, STAGE_NAMES))
+    shown = (CONFIG, WORKDIR, STAGE_NAMES, PREFLIGHT, PREFLIGHT_JSON, PREFLIGHT_FULL)
+    own = "\n".join(f"  --{holder.name:<14} {flags.FLAGS[holder.name].help}" for holder in shown)
     return f"{__doc__}\nflags (--helpfull lists those of the libraries too):\n{own}"
 
 
@@ -143,6 +157,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise CommandLineError(f"unexpected argument {rest[1]!r}; flags are --NAME=VALUE")
+        if PREFLIGHT.value:
+            return rest
         if not WORKDIR.value:
             raise CommandLineError("give --workdir=FOLDER, the folder for everything the run writes")
         if "://" in WORKDIR.value:
@@ -162,19 +178,40 @@ def run(config: ConfigDict, workdir: Path, stages: list[str] | tuple[str, ...]) 
     validation.validate(config, stages, tuple(STAGES))
     if jax.process_count() > 1:
         raise contract.StageError(f"{jax.process_count()} processes: stages write the same files from each; one process drives all its devices")
-    mesh = sharding.make_mesh(**config.mesh.to_dict())
+    mesh, why = meshes.make(config, stages, workdir)
     validation.validate_batches(config, stages, mesh)
     if not set(stages) <= set(validation.WITHOUT_SUBJECT):
         learners.subject(config, workdir)  # photos that cannot be read stop the run before it changes anything
-    logging.info("%d %s device(s), mesh %s", len(jax.devices()), jax.default_backend(), dict(mesh.shape))
+    logging.info("%d %s device(s), mesh %s%s", len(jax.devices()), jax.default_backend(), dict(mesh.shape), f": {why}" if why else "")
     with sharding.use(mesh):
         for name in stages:
             contract.complete(name, STAGES[name], config, workdir)
 
 
+def fly(topology: str, config: ConfigDict, stages: list[str] | tuple[str, ...]) -> None:
+    """Prints what the stages would need on a TPU topology. Exits with 1 if they do not fit."""
+    jax.config.update("jax_platforms", "cpu")
+    with config.unlocked():
+        if not (config.subject.photos or config.subject.dreambench):
+            config.subject.update(photos="photos", class_noun=config.subject.class_noun or "dog")
+    validation.validate(config, stages, tuple(STAGES))
+    cache = Path(WORKDIR.value).expanduser() / "cache" / "preflight" if WORKDIR.value else None
+    report = preflight.preflight(topology, config, stages, quick=not PREFLIGHT_FULL.value, cache=cache)
+    print(report.table())
+    if PREFLIGHT_JSON.value:
+        files.write_json(Path(PREFLIGHT_JSON.value), report.json())
+    if not report.fits:
+        sys.exit(1)
+
+
 def main(argv: list[str]) -> None:
     """The command line: see the module's docstring. Exits with 1 and a paragraph if the run cannot go on for a reason a user can mend."""
     contract.log_plainly()
+    if PREFLIGHT.value:
+        try:
+            return fly(PREFLIGHT.value, CONFIG.value, STAGE_NAMES.value or CONFIG.value.stages)
+        except EXPLAINED as error:
+            sys.exit(f"error: {error}")
     workdir = Path(WORKDIR.value).expanduser().resolve()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "cache" / "xla"))

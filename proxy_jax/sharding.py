@@ -6,12 +6,12 @@ three axes: `data` (replicas), `fsdp` (batch and parameters split together) and 
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -43,8 +43,13 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 REPLICATED_LIMIT_BYTES = 1 << 20
+MOST_TENSOR = 8  # beyond it the all-reduces of every layer cost more than they save
+
+# Stands in for running a jitted function of a name with arguments and keyword arguments: returns the shapes of its outputs
+Record = Callable[[str, Callable, tuple, dict], object]
 
 _mesh: Mesh | None = None
+_record: Record | None = None
 
 
 class ShardingError(ValueError):
@@ -67,6 +72,30 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
+def auto_sizes(devices: int, *, rows: int, held: float, room: float) -> tuple[dict[str, int], str]:
+    """The sizes of a mesh's axes for so many devices, and why.
+
+    rows: what every batch of the run is a multiple of. held: bytes of a model's weights and all that belongs to them in training; room: bytes
+    of memory a device. Batches are split as far as they go, heads over the rest; weights no further than they must be, half of a device's
+    memory being left to activations: each further split is traffic, and in decoding that is for every token.
+    Raises ShardingError if more devices than MOST_TENSOR would be left to the heads.
+    """
+    together = math.gcd(devices, rows)
+    tensor = devices // together
+    if tensor > MOST_TENSOR:
+        least = devices // MOST_TENSOR
+        raise ShardingError(
+            f"batches are multiples of {rows} rows, which leaves {tensor} of {devices} devices to tensor parallelism, at most {MOST_TENSOR} of use; "
+            f"give a training.batch_size that is a multiple of {least}"
+        )
+    fitting = [size for size in range(1, together + 1) if together % size == 0 and held / (size * tensor) <= room / 2]
+    fsdp = fitting[0] if fitting else together
+    gib = 2**30
+    why = f"{rows} rows are split over {together}, heads over the other {tensor}" if tensor > 1 else f"rows are split over all {together}"
+    why += f"; {held / gib:.1f} GiB of weights and their training state leave half of {room / gib:.1f} GiB free when cut in {fsdp * tensor}"
+    return {"data": together // fsdp, "fsdp": fsdp, "tensor": tensor}, why
+
+
 @contextlib.contextmanager
 def use(mesh: Mesh | None) -> Iterator[Mesh | None]:
     """Makes `mesh` the one that `constrain` and the loaders use inside the block."""
@@ -81,6 +110,32 @@ def use(mesh: Mesh | None) -> Iterator[Mesh | None]:
 def current() -> Mesh | None:
     """The mesh of the innermost `use`, or None."""
     return _mesh
+
+
+@contextlib.contextmanager
+def describe(record: Record) -> Iterator[None]:
+    """Inside the block arrays on the mesh are shapes with their shardings, and programs go to `record` in place of being run.
+
+    So all that loads, draws and encodes can be asked for its programs, on a mesh of devices that are not here.
+    """
+    global _record
+    previous, _record = _record, record
+    try:
+        yield
+    finally:
+        _record = previous
+
+
+def recorder() -> Record | None:
+    """The `record` of the innermost `describe`, or None: programs run."""
+    return _record
+
+
+def put(x: jax.Array | jax.ShapeDtypeStruct, layout: Sharding) -> jax.Array | jax.ShapeDtypeStruct:
+    """An array, or the shape of one, laid out anew."""
+    if isinstance(x, jax.ShapeDtypeStruct) or _record is not None:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
+    return jax.device_put(x, layout)
 
 
 def _mesh_axes(axis: str | None) -> tuple[str, ...]:
@@ -163,9 +218,13 @@ def put_batch(arrays, mesh: Mesh | None):
     """Numpy arrays (a pytree; this process's share of the batch) as global arrays split over the mesh's batch axes."""
     if mesh is None:
         return jax.tree.map(jax.numpy.asarray, arrays)
+    if _record is not None:
+        return jax.tree.map(lambda x: put(np.asarray(x), batch(mesh)), arrays)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch(mesh), np.asarray(x)), arrays)
 
 
 def to_host(x: jax.Array) -> np.ndarray:
-    """A global array whole on every host."""
+    """A global array whole on every host; of a shape, zeros."""
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return np.zeros(x.shape, x.dtype)
     return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))

@@ -57,3 +57,23 @@ def test_padded_rounds_up_to_the_mesh_in_use():
     with sharding.use(mesh(4, 2, 1)):
         assert [sharding.padded(n) for n in (1, 8, 9)] == [8, 8, 16]
     assert sharding.current() is None
+
+
+@pytest.mark.parametrize(
+    ("devices", "rows", "held", "expected"),
+    [
+        (8, 4, 1, (4, 1, 2)),  # small weights are not split; 4 rows, so heads take the other two
+        (8, 8, 60, (1, 8, 1)),  # 60 / 8 is the first part below half the room
+        (16, 4, 40, (2, 2, 4)),
+        (16, 16, 1000, (1, 16, 1)),  # too large for all: as far as it goes
+        (6, 4, 1, (2, 1, 3)),
+    ],
+)
+def test_a_mesh_splits_rows_then_heads_and_weights_no_further_than_needed(devices, rows, held, expected):
+    sizes, why = sharding.auto_sizes(devices, rows=rows, held=held * 2**30, room=16 * 2**30)
+    assert tuple(sizes.values()) == expected and f"cut in {sizes['fsdp'] * sizes['tensor']}" in why
+
+
+def test_too_few_rows_for_the_devices_are_refused():
+    with pytest.raises(sharding.ShardingError, match="a multiple of 32"):
+        sharding.auto_sizes(256, rows=4, held=0, room=1)

@@ -95,6 +95,9 @@ def jit(function: Callable[..., Any], static_argnames: tuple[str, ...] = ()) -> 
     @functools.wraps(function)
     def call(model: nnx.Module, *args, **kwargs):
         graph, state = nnx.split(model)
-        return run(graph, sharding.current(), state, *args, **kwargs)
+        arguments = (graph, sharding.current(), state, *args)
+        if (record := sharding.recorder()) is not None:
+            return record(f"{type(model).__name__}.{function.__name__.strip('_')}", run, arguments, kwargs)
+        return run(*arguments, **kwargs)
 
     return call

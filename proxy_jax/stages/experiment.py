@@ -28,6 +28,7 @@ from proxy_jax.stages import (
     evaluation,
     files,
     learners,
+    meshes,
     proxy_generation,
     proxy_tuning,
     subject_tuning,
@@ -90,7 +91,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
             f"experiment.together is {fields.together}; it needs as many subjects, and a token for each but the first, "
             f"not {len(fields.subjects)} subjects and {len(fields.tokens)} tokens"
         )
-    mesh = sharding.current() or sharding.make_mesh(**config.mesh.to_dict())
+    mesh = sharding.current() or meshes.make(config, (), workdir)[0]
     for subject in fields.subjects:
         for name, run_config in runs(config, subject, workdir):
             try:

@@ -2,10 +2,11 @@
 
 They hold what the published ones hold: the diffusers folder of SD3, SDXL or FLUX.1, LlamaGen's two files with FLAN-T5's folder, and the
 transformers folders of the metric encoders; with tokenizers of single letters. Everything after this stage only sees files.
+Where a seed can be None, the files hold names and shapes and no values.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,25 +115,39 @@ def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes random_weights/supervisor, /student and /metrics."""
     sizes, folder = config.random_weights.to_dict(), workdir / NAME
-    supervisor(sizes["supervisor"], folder / "supervisor", config.seed)
-    (lumina_mgpt if "ddconfig" in sizes["student"]["vq"] else student)(sizes["student"], folder / "student", config.seed)
+    generators(sizes, folder, config.seed)
     metrics(sizes["metrics"], folder / "metrics", config.seed)
     return {}
 
 
-def _model(part: tuple, sizes: Mapping[str, Any], seed: int) -> tuple[nnx.Module, Table]:
-    """A random model and its name table; part: (model class, config class, table of a config)."""
+def generators(sizes: Mapping[str, Any], folder: Path, seed: int | None) -> None:
+    """Writes the supervisor and the student."""
+    supervisor(sizes["supervisor"], folder / "supervisor", seed)
+    any_student(sizes["student"], folder / "student", seed)
+
+
+def any_student(sizes: Mapping[str, Any], folder: Path, seed: int | None) -> None:
+    """Writes LlamaGen, or, if its sizes are those, Lumina-mGPT."""
+    (lumina_mgpt if "ddconfig" in sizes["vq"] else student)(sizes, folder, seed)
+
+
+def _model(part: tuple, sizes: Mapping[str, Any], seed: int | None) -> tuple[nnx.Module, Table]:
+    """A random model (without a seed its shapes) and its name table; part: (model class, config class, table of a config)."""
     model_class, config_class, table = part
     config = hub.config_from(config_class, sizes)
-    return parameters.random(lambda: model_class(config, rngs=nnx.Rngs(0)), seed), table(config)
+    return _random(lambda: model_class(config, rngs=nnx.Rngs(0)), seed), table(config)
 
 
-def _diffusers(part: tuple, name: str, sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
+def _random(make_model: Callable[[], nnx.Module], seed: int | None) -> nnx.Module:
+    return nnx.eval_shape(make_model) if seed is None else parameters.random(make_model, seed)
+
+
+def _diffusers(part: tuple, name: str, sizes: Mapping[str, Any], folder: Path, seed: int | None) -> None:
     content = dict(sizes) | {"_class_name": name}
     hub.save_pretrained(*_model(part, sizes, seed), folder, config=content, filename="diffusion_pytorch_model.safetensors")
 
 
-def _transformers(part: tuple, name: str, model_type: str, sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
+def _transformers(part: tuple, name: str, model_type: str, sizes: Mapping[str, Any], folder: Path, seed: int | None) -> None:
     content = dict(sizes) | {"architectures": [name], "model_type": model_type}
     hub.save_pretrained(*_model(part, sizes, seed), folder, config=content)
 
@@ -148,7 +163,7 @@ TEXT_ENCODERS = {  # class -> the part and its model_type
 }
 
 
-def supervisor(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
+def supervisor(sizes: Mapping[str, Any], folder: Path, seed: int | None) -> None:
     """Writes a pipeline in the diffusers layout; sizes: the config.json of each of its parts.
 
     It is SDXL's if it has a unet, SD3's if it has a third text encoder, else FLUX.1's.
@@ -166,12 +181,12 @@ def supervisor(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
     for number, name in enumerate(sorted(name for name in sizes if name.startswith("text_encoder"))):
         kind = parts[name][1]
         part, model_type = TEXT_ENCODERS[kind]
-        _transformers(part, kind, model_type, sizes[name], folder / name, seed + number)
+        _transformers(part, kind, model_type, sizes[name], folder / name, None if seed is None else seed + number)
         tokenizer = t5_tokenizer(512) if model_type == "t5" else clip_tokenizer(sizes[name]["max_position_embeddings"])
         tokenizer.save_pretrained(folder / name.replace("text_encoder", "tokenizer"))
 
 
-def unet_denoiser(sizes: Mapping[str, Any], folder: Path, seed: int, *, zeros: bool = True, **scheduler: Any) -> None:
+def unet_denoiser(sizes: Mapping[str, Any], folder: Path, seed: int | None, *, zeros: bool = True, **scheduler: Any) -> None:
     """Writes SDXL's denoiser, scheduler (SDXL_SCHEDULER with changes) and model_index.json; sizes: the denoiser's config.json.
 
     zeros: guidance is away from zeros, not from the encoded empty prompt.
@@ -181,14 +196,14 @@ def unet_denoiser(sizes: Mapping[str, Any], folder: Path, seed: int, *, zeros: b
     files.write_json(folder / "model_index.json", {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": zeros} | SDXL)
 
 
-def flux_denoiser(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
+def flux_denoiser(sizes: Mapping[str, Any], folder: Path, seed: int | None) -> None:
     """Writes FLUX.1's denoiser, scheduler and model_index.json; sizes: the denoiser's config.json."""
     _diffusers((FluxTransformer, FluxConfig, flux.table), "FluxTransformer2DModel", sizes, folder / "transformer", seed)
     files.write_json(folder / "scheduler" / "scheduler_config.json", FLUX_SCHEDULER)
     files.write_json(folder / "model_index.json", {"_class_name": "FluxPipeline"} | FLUX)
 
 
-def denoiser(sizes: Mapping[str, Any], folder: Path, seed: int, *, shift: float) -> None:
+def denoiser(sizes: Mapping[str, Any], folder: Path, seed: int | None, *, shift: float) -> None:
     """Writes SD3's denoiser, scheduler (with the timestep shift) and model_index.json; sizes: the denoiser's config.json."""
     _diffusers((SD3Transformer, SD3Config, mmdit.table), "SD3Transformer2DModel", sizes, folder / "transformer", seed)
     scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": shift}
@@ -196,29 +211,29 @@ def denoiser(sizes: Mapping[str, Any], folder: Path, seed: int, *, shift: float)
     files.write_json(folder / "model_index.json", {"_class_name": "StableDiffusion3Pipeline"} | SD3)
 
 
-def student(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
+def student(sizes: Mapping[str, Any], folder: Path, seed: int | None) -> None:
     """Writes LlamaGen's decoder and tokenizer, each with its sizes beside it, and the text encoder's folder."""
     decoder(sizes["gpt"], folder, seed)
     save(*_model((VQModel, VQConfig, vqgan.table), sizes["vq"], seed), folder / "vq.safetensors")
     files.write_json(folder / "vq.json", sizes["vq"])
-    _transformers(T5, "T5EncoderModel", "t5", sizes["text_encoder"], folder / "text_encoder", seed + 1)
+    _transformers(T5, "T5EncoderModel", "t5", sizes["text_encoder"], folder / "text_encoder", None if seed is None else seed + 1)
     t5_tokenizer(512).save_pretrained(folder / "text_encoder")
 
 
-def decoder(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
+def decoder(sizes: Mapping[str, Any], folder: Path, seed: int | None) -> None:
     """Writes LlamaGen's decoder, gpt.safetensors, with its sizes beside it."""
     save(*_model((LlamaGen, LlamaGenConfig, llamagen.table), sizes, seed), folder / "gpt.safetensors")
     files.write_json(folder / "gpt.json", sizes)
 
 
-def lumina_mgpt(sizes: Mapping[str, Any], folder: Path, seed: int) -> None:
+def lumina_mgpt(sizes: Mapping[str, Any], folder: Path, seed: int | None) -> None:
     """Writes Lumina-mGPT's decoder (a folder as the official code has it), image tokenizer with its sizes beside it, and text tokenizer.
 
     sizes: the decoder's config.json, for the tokenizer the parameters of Meta's vqgan.yaml.
     """
     _transformers(CHAMELEON, "ChameleonXLLMXForConditionalGeneration", "chameleon", sizes["gpt"], folder / "gpt", seed)
     config = chameleon_vqgan.config_of(sizes["vq"])
-    model = parameters.random(lambda: VQModel(config, rngs=nnx.Rngs(0)), seed)
+    model = _random(lambda: VQModel(config, rngs=nnx.Rngs(0)), seed)
     save(model, chameleon_vqgan.table(config), folder / "vqgan.safetensors")
     files.write_json(folder / "vqgan.json", sizes["vq"])
     chameleon_tokenizer(sizes["vq"]["n_embed"]).save(str(folder / "text_tokenizer.json"))

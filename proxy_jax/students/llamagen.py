@@ -101,7 +101,8 @@ def caption_of(model: LlamaGen, text: Mapping[str, jax.Array]) -> jax.Array:
 
 @functools.partial(parameters.jit, static_argnames=("grid", "sampling"))
 def _generate(model: LlamaGen, text: Mapping[str, jax.Array], seed: jax.Array, indices: jax.Array, *, grid: int, sampling: Sampling):
-    return generate(model, caption_of(model, text), text["caption_mask"], seed, indices, grid=grid, sampling=sampling)[0]
+    tokens, _ = generate(model, caption_of(model, text), text["caption_mask"], seed, indices, grid=grid, sampling=sampling)
+    return tokens.reshape(-1, grid, grid)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -207,7 +208,7 @@ class LlamaGenStudent(TokenStudent):
         grid = self.resolution // self.vq_config.downsample
         text, indices = sharding.put_batch((dict(text), np.asarray(indices, np.int32)), mesh)
         tokens = _generate(model, text, jax.random.key(seed), indices, grid=grid, sampling=Sampling(**options))
-        return sharding.to_host(vq.decode(self.tokenizer, tokens.reshape(-1, grid, grid)))
+        return sharding.to_host(vq.decode(self.tokenizer, tokens))
 
 
 def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Callable[[str], Path], tokens: Sequence[str]) -> LlamaGenStudent:

@@ -51,21 +51,22 @@ def decode(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
     return _to_bytes(_decode(vae, latents))
 
 
-def decode_tiled(vae: AutoencoderKL, latents: jax.Array, side: int) -> jax.Array:
-    """As `decode`, in tiles of side × side latents, a multiple of 4, with the memory of one tile at a time.
+def decode_tiled(vae: AutoencoderKL, latents: jax.Array, side: int) -> np.ndarray:
+    """As `decode`, in tiles of side × side latents, a multiple of 4, with the memory of one tile at a time; they are put together on the host.
 
     Tiles overlap by a quarter and are blended there, as in diffusers' tiled decoding: a little different from the whole at once.
     """
-    stride, factor, rows = side - side // 4, vae.config.downsample, []
+    stride, factor, rows, latents = side - side // 4, vae.config.downsample, [], sharding.to_host(latents)
     for top in range(0, latents.shape[1], stride):
         row = []
         for left in range(0, latents.shape[2], stride):
-            tile = _decode_tile(vae, latents[:, top : top + side, left : left + side])
+            cut = sharding.put_batch(latents[:, top : top + side, left : left + side], sharding.current())
+            tile = sharding.to_host(_decode_tile(vae, cut))
             tile = _blend(rows[-1][len(row)], tile, factor * side // 4, axis=1) if rows else tile
             row.append(_blend(row[-1], tile, factor * side // 4, axis=2) if row else tile)
         rows.append(row)
     kept = slice(factor * stride)
-    return _to_bytes(jnp.concatenate([jnp.concatenate([tile[:, kept, kept] for tile in row], axis=2) for row in rows], axis=1))
+    return np.asarray(_to_bytes(np.concatenate([np.concatenate([tile[:, kept, kept] for tile in row], axis=2) for row in rows], axis=1)))
 
 
 def _decode(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
@@ -76,12 +77,12 @@ def _decode(vae: AutoencoderKL, latents: jax.Array) -> jax.Array:
 _decode_tile = parameters.jit(_decode)
 
 
-def _blend(before: jax.Array, after: jax.Array, extent: int, *, axis: int) -> jax.Array:
+def _blend(before: np.ndarray, after: np.ndarray, extent: int, *, axis: int) -> np.ndarray:
     """`after` whose first `extent` pixels along `axis` (as many as both have) go over from the last ones of `before`."""
     extent = min(extent, before.shape[axis], after.shape[axis])
-    ramp = jnp.arange(extent).reshape([-1 if i == axis else 1 for i in range(after.ndim)]) / extent
-    last, (first, rest) = jnp.split(before, [before.shape[axis] - extent], axis)[1], jnp.split(after, [extent], axis)
-    return jnp.concatenate([last * (1 - ramp) + first * ramp, rest], axis)
+    ramp = np.arange(extent, dtype=np.float32).reshape([-1 if i == axis else 1 for i in range(after.ndim)]) / np.float32(extent)
+    last, (first, rest) = np.split(before, [before.shape[axis] - extent], axis)[1], np.split(after, [extent], axis)
+    return np.concatenate([last * (1 - ramp) + first * ramp, rest], axis)
 
 
 def _to_bytes(pixels: jax.Array) -> jax.Array:
@@ -294,7 +295,7 @@ class LatentSupervisor(abc.ABC):
         (denoiser, text), (_, empty) = self.conditioned(model, text), self.conditioned(model, empty)
         latents = self.sample(denoiser, text, empty, jax.random.key(seed), indices, options)
         if 0 < self.vae_tile < self.resolution:
-            return sharding.to_host(decode_tiled(self.vae, latents, self.vae_tile // self.vae_config.downsample))
+            return decode_tiled(self.vae, latents, self.vae_tile // self.vae_config.downsample)
         return sharding.to_host(decode(self.vae, latents))
 
     def check_resolution(self, multiple: int) -> None:

@@ -77,11 +77,7 @@ def fit(
     the latest one step after a loss or gradient that is not finite; that update is not applied, nor is anything saved after it.
     """
     mesh = sharding.current()
-    skeleton = parameters.abstract(model)
-    params, frozen, axes = split(model, trainable, mesh)
-    transform = optimizer.make(config, axes, {name: rate_of(name) for name in params} if rate_of else {})
-    shapes, layouts = state_layouts(params, axes, transform, config, mesh)
-    update = update_step(skeleton, loss_fn, transform, config, layouts)
+    skeleton, params, frozen, transform, shapes, layouts, update = prepare(model, loss_fn, config=config, trainable=trainable, rate_of=rate_of)
     held = {"frozen weights": frozen, "trained weights": shapes.params, "optimizer": shapes.optimizer, "moving average": shapes.ema}
     logging.info("memory a device: %s", ", ".join(f"{name} {mebibytes(arrays):.2f} MiB" for name, arrays in held.items() if arrays))
 
@@ -113,6 +109,31 @@ def fit(
                 if saves:
                     checkpoints.save(step, state, {"seed": seed, "batches": batches.get_state(), "metrics": progress.position()})
     return trained(skeleton, frozen, state)
+
+
+class Prepared(NamedTuple):
+    """What `fit` runs on: a model taken apart, the shapes and layouts of the state, and the jitted step (update_step)."""
+
+    skeleton: nnx.Module
+    params: Arrays
+    frozen: Arrays
+    transform: optax.GradientTransformation
+    shapes: State
+    layouts: State
+    update: Any
+
+
+def prepare(
+    model: nnx.Module, loss_fn: Loss, *, config: ConfigDict, trainable: Trainable, rate_of: Callable[[str], float] | None = None
+) -> Prepared:
+    """All of `fit` that comes before the first step, on the mesh in use; arguments as there. `model` may hold shapes: then so does the result."""
+    mesh = sharding.current()
+    skeleton = parameters.abstract(model)
+    params, frozen, axes = split(model, trainable, mesh)
+    transform = optimizer.make(config, axes, {name: rate_of(name) for name in params} if rate_of else {})
+    shapes, layouts = state_layouts(params, axes, transform, config, mesh)
+    update = update_step(skeleton, loss_fn, transform, config, layouts)
+    return Prepared(skeleton, params, frozen, transform, shapes, layouts, update)
 
 
 def update_step(skeleton: nnx.Module, loss_fn: Loss, transform: optax.GradientTransformation, config: ConfigDict, layouts: State):
@@ -202,7 +223,7 @@ def moving_average(ema: Arrays, params: Arrays, step: jax.Array, decay: float) -
 
 
 def split(model: nnx.Module, trainable: Trainable, mesh: Mesh | None) -> tuple[Arrays, Arrays, dict[str, tuple[str, ...]]]:
-    """The trained arrays in float32, the frozen ones as they are, both laid out on `mesh`, and the logical axes of the trained.
+    """The trained arrays (or shapes) in float32, the frozen ones as they are, both laid out on `mesh`, and the logical axes of the trained.
 
     Raises ValueError if nothing is trainable.
     """
@@ -210,9 +231,10 @@ def split(model: nnx.Module, trainable: Trainable, mesh: Mesh | None) -> tuple[A
     for name, variable in parameters.variables(model).items():
         array, names = parameters.value(variable), parameters.axes(variable)
         trains = trainable(name, variable)
-        array = array.astype(jnp.float32) if trains else array
+        if trains:
+            array = jax.ShapeDtypeStruct(array.shape, jnp.float32) if isinstance(array, jax.ShapeDtypeStruct) else array.astype(jnp.float32)
         layout = whole(None) if mesh is None else sharding.parameter(name, names, array.shape, array.dtype.itemsize, mesh)
-        (params if trains else frozen)[name] = jax.device_put(array, layout)
+        (params if trains else frozen)[name] = sharding.put(array, layout)
         if trains:
             axes[name] = names
     if not params:

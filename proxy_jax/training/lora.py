@@ -101,10 +101,13 @@ def _set(layer: Dense | Conv, path: str, a, b, scale: float) -> None:
     axes_b = (*axes[: len(axes) - _kernel_dims(layer)], "lora_rank", axes[-1])
     mesh, placed = sharding.current(), []
     for name, value, names in (("a", a, axes_a), ("b", b, axes_b)):
-        if mesh is not None and not isinstance(value, jax.ShapeDtypeStruct):
-            host = np.asarray(value)
-            layout = sharding.parameter(f"{path}.lora.{name}", names, host.shape, host.itemsize, mesh)
-            value = jax.make_array_from_callback(host.shape, layout, lambda index, host=host: host[index])
+        if mesh is not None:
+            layout = sharding.parameter(f"{path}.lora.{name}", names, value.shape, value.dtype.itemsize, mesh)
+            if isinstance(value, jax.ShapeDtypeStruct):
+                value = sharding.put(value, layout)
+            else:
+                host = np.asarray(value)
+                value = jax.make_array_from_callback(host.shape, layout, lambda index, host=host: host[index])
         placed.append(LoRAParam(value, axes=names))
     layer.lora = Adapter(*placed, scale)
 

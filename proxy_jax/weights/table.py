@@ -21,7 +21,7 @@ from flax import nnx
 from proxy_jax import sharding
 from proxy_jax.models import parameters
 from proxy_jax.models.layers import Buffer, layers_of
-from proxy_jax.weights.tensors import write_safetensors
+from proxy_jax.weights.tensors import write_hollow, write_safetensors
 
 
 class Tensors(Protocol):
@@ -229,7 +229,7 @@ def load(
     """The model of `make_model` with its variables read from `tensors`, each straight into its shards on the mesh in use.
 
     dtype_of: from our name to the dtype to hold the variable in; int8, of kernels only: rounded on the mesh, with a scale an output channel.
-    `make_model` is only traced.
+    `make_model` is only traced. Under `sharding.describe` nothing is read, and the variables hold shapes.
     Raises WeightsError, naming `source`, if anything is unused, missing, duplicate or misshaped.
     """
     model = nnx.eval_shape(make_model)
@@ -237,6 +237,7 @@ def load(
     if problems:
         raise WeightsError(f"{source} does not match {type(model).__name__}:\n  " + "\n  ".join(problems))
     entries, tensors, mesh, owners = table.by_ours(), _Renamed(tensors, table), sharding.current(), layers_of(model)
+    described = sharding.recorder() is not None
     values = {}
     for name, variable in parameters.variables(model).items():
         shape, kind = parameters.value(variable).shape, jnp.dtype(dtype_of(name))
@@ -245,14 +246,20 @@ def load(
         def read(index: tuple[slice, ...], name=name, shape=shape, read_as=read_as) -> np.ndarray:
             return entries[name].read(tensors, shape, index).astype(read_as)
 
-        if mesh is None:
+        layout = None if mesh is None else sharding.parameter(name, parameters.axes(variable), shape, kind.itemsize, mesh)
+        if described:
+            values[name] = jax.ShapeDtypeStruct(shape, read_as, sharding=layout)
+        elif mesh is None:
             values[name] = jnp.asarray(read(tuple(slice(None) for _ in shape)))
         else:
-            layout = sharding.parameter(name, parameters.axes(variable), shape, kind.itemsize, mesh)
             values[name] = jax.make_array_from_callback(shape, layout, read)
         if kind == jnp.int8:
             axes, stacked = parameters.axes(variable), int(entries[name].layers is not None)
-            values[name], scale = quantize(values[name], stacked=stacked)
+            if described:
+                whole, scale = jax.eval_shape(functools.partial(quantize, stacked=stacked), values[name])
+                values[name], scale = sharding.put(whole, layout), sharding.put(scale, sharding.replicated(mesh))
+            else:
+                values[name], scale = quantize(values[name], stacked=stacked)
             owners[name.removesuffix(".kernel")].kernel_scale = Buffer(scale, axes=(*axes[:stacked], axes[-1]))
     return parameters.with_arrays(model, values)
 
@@ -276,7 +283,15 @@ def export(model: nnx.Module, table: Table) -> dict[str, np.ndarray]:
     return tensors | {copy: tensors[name].copy() for copy, name in table.copies.items()}
 
 
+def listing(model: nnx.Module, table: Table) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the official tensors of `model` (arrays or shapes), without copies."""
+    shapes = {name: tuple(value.shape) for name, value in parameters.arrays(model).items()}
+    return {name: entry.official_shape(shapes[entry.ours]) for entry in table.entries for name in entry.names()}
+
+
 def save(model: nnx.Module, table: Table, path: Path, *, dtype: Any | None = None) -> None:
-    """Writes `model` as a safetensors file with the official names; dtype: cast to it first."""
+    """Writes `model` as a safetensors file with the official names; dtype: cast to it first. Of shapes: zeros that take no room on a disk."""
+    if any(isinstance(value, jax.ShapeDtypeStruct) for value in parameters.arrays(model).values()):
+        return write_hollow(listing(model, table), path, dtype or jnp.float32)
     tensors = export(model, table)
     write_safetensors({name: value if dtype is None else value.astype(dtype) for name, value in tensors.items()}, path, {"format": "pt"})

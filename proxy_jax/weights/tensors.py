@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -153,3 +154,17 @@ def write_safetensors(tensors: Mapping[str, np.ndarray], path: Path, metadata: M
         file.seek(8)
         file.write(text.ljust(length))
     partial.rename(path)
+
+
+def write_hollow(shapes: Mapping[str, tuple[int, ...]], path: Path, dtype: Any) -> None:
+    """Writes a safetensors file of tensors of these names and shapes that are zeros, as a hole: it has its full size, but takes no room."""
+    kind = next(name for name, known in DTYPES.items() if known == np.dtype(dtype))
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)

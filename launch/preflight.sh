@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Writes docs/tpu.md: what the configs for one's own subject need of TPU slices, by preflight; no TPU, weights or network are needed.
+# usage: bash launch/preflight.sh [FOLDER]    FOLDER keeps the figures of compiled programs for the next time (runs/preflight)
+# PYTHON: an interpreter that has proxy_jax[preflight]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python}
+folder=${1:-runs/preflight}
+document=docs/tpu.md
+partial=$document.partial
+
+full="--config.proxy_tuning.mode=full"
+rows() { echo "--config.subject_tuning.training.batch_size=$1 --config.proxy_tuning.training.batch_size=$1"; }
+cases=(
+    "v5e:2x2 configs/sdxl_llamagen.py"
+    "v5e:2x4 configs/sd3_lumina_mgpt.py"
+    "v6e:2x2 configs/sd3_lumina_mgpt.py"
+    "v5e:4x4 configs/sd3_lumina_mgpt.py $full $(rows 16)"
+    "v6e:2x4 configs/sd35_lumina_mgpt.py:large"
+    "v5p:2x2x1 configs/flux_lumina_mgpt.py"
+    "v5e:4x4 configs/flux_lumina_mgpt.py"
+    "v5e:16x16 configs/sd3_lumina_mgpt.py --stages=proxy_tuning $full $(rows 256)"
+    "v5p:8x8x8 configs/sd3_lumina_mgpt.py --stages=proxy_tuning $full $(rows 512)"
+)
+
+cat > "$partial" <<'END'
+# TPU slices: what fits, by preflight
+
+Written by `bash launch/preflight.sh`: the training step of each stage, the denoising and decoding loops, the frozen encoders and the picture
+decoders, compiled by libtpu for slices that nobody had. No time here was measured on a TPU.
+
+- *HBM*: arguments, outputs and temporaries as the compiler counts them, and the other models that lie in memory at the time.
+- *FLOPs*: matrix products and convolutions of one run (a step, or a batch of pictures), on all chips, from the program before compilation,
+  loops as often as they run. *moved*: operands and results of those products in a chip. *between chips*: what each collective hands a chip.
+- *floors*: seconds at the chip's published peaks in bfloat16 (full float32 precision, which the autoencoders run in, counts sixfold) and of its
+  memory; *pictures an hour* are at the higher of the two. Traffic between chips is in neither.
+- Programs are compiled with XLA's least effort; at full effort (`--preflight_full`) memory came out up to a tenth higher.
+- A program that an earlier stage of the same run has is listed there only.
+END
+status=0
+for case in "${cases[@]}"; do
+    read -r topology config flags <<< "$case"
+    command="python -m proxy_jax.main --config $config --preflight $topology --config.mesh.auto=True${flags:+ $flags}"
+    # shellcheck disable=SC2016  # Markdown's fences
+    printf '\n```\n%s\n```\n\n' "$command" >> "$partial"
+    # shellcheck disable=SC2086  # flags are words
+    $PYTHON -m proxy_jax.main --config "$config" --preflight "$topology" --config.mesh.auto=True --workdir "$folder" $flags >> "$partial" || status=1
+done
+mv "$partial" "$document"
+exit $status

@@ -1,0 +1,173 @@
+"""Preflight: every family's training step compiled for TPUs at small size, what it moves between chips, and what is refused."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+
+from configs import smoke
+from proxy_jax.models.chameleon import ChameleonConfig
+from proxy_jax.models.flux import FluxConfig
+from proxy_jax.models.llamagen import LlamaGenConfig
+from proxy_jax.models.mmdit import SD3Config
+from proxy_jax.models.t5 import T5Config
+from proxy_jax.models.unet import UNetConfig
+from proxy_jax.stages import meshes, preflight, program_costs
+from proxy_jax.stages.contract import StageError
+from proxy_jax.weights import hub, published
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install proxy_jax[preflight]")
+STEP = "training step"
+WIDTH, LAYERS, ROWS = 256, 3, 8
+
+
+def config_of(families, **mesh):
+    config = smoke.get_config(families)
+    config.mesh.update(dict(data=1, fsdp=1, tensor=1) | mesh)
+    config.compute.dtype = "bfloat16"
+    for stage in (config.subject_tuning, config.proxy_tuning):
+        stage.training.update(batch_size=ROWS, accumulation=1)
+    return config
+
+
+def lumina(**mesh):
+    """Lumina-mGPT trained whole, of a width at which its weights are more than its activations."""
+    config = config_of("sd3,lumina_mgpt", **mesh)
+    config.proxy_tuning.mode = "full"
+    config.random_weights.student.gpt.update(hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=LAYERS)
+    return config
+
+
+KERNELS = LAYERS * (4 * WIDTH**2 + 3 * 2 * WIDTH**2)  # of the blocks
+HEAD = 600 * WIDTH
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """Lumina-mGPT's training step on v5e:2x2 with weights split four ways, and with heads: (program, its collectives, the length of a row)."""
+    found, kept = {}, []
+    by_kind = program_costs.by_kind
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program_costs, "by_kind", lambda collectives: kept.append(collectives) or by_kind(collectives))
+        for axis in ("fsdp", "tensor"):
+            report = preflight.preflight("v5e:2x2", lumina(**{axis: 4}), ("proxy_tuning",), only=STEP)
+            found[axis] = (*report.programs, kept[-1])
+    return found
+
+
+@needs_libtpu
+def test_flops_of_a_step_are_six_for_each_weight_and_token(steps):
+    step, _ = steps["fsdp"]
+    length = 96 + 77 - 1  # the prompt in letters, and a picture of 8 × 8 codes without the last token
+    attention = 3 * 2 * LAYERS * 2 * ROWS * length**2 * WIDTH
+    head = 8 * HEAD * ROWS * 77  # of the picture alone; once more in the backward pass
+    assert step.flops == pytest.approx(6 * KERNELS * ROWS * length + attention + head, rel=0.001) and step.passes == step.flops
+
+
+@needs_libtpu
+def test_memory_of_a_step_is_the_state_cut_in_four_and_activations(steps):
+    step, _ = steps["fsdp"]
+    state = 3 * 4 * (KERNELS + 2 * HEAD) / 4
+    assert state < step.need < state + 200 * 2**20
+
+
+@needs_libtpu
+def test_fsdp_moves_the_weights_about_three_times_and_nothing_else_of_size(steps):
+    _, collectives = steps["fsdp"]
+    weights = 2 * (KERNELS + HEAD)  # in bfloat16
+    moved = sum(line.size * line.times for line in collectives if line.kind in ("all-gather", "collective-permute", "reduce-scatter"))
+    print(f"moved {moved / weights:.2f} times the weights")
+    assert 2 < moved / weights < 4.5
+    assert_no_activations(collectives)
+
+
+@needs_libtpu
+def test_tensor_parallelism_reduces_activations_twice_a_layer_each_way(steps):
+    _, collectives = steps["tensor"]
+    reduced = [line for line in collectives if line.kind == "all-reduce" and re.search(rf"\[{ROWS},172,{WIDTH}\]", line.shapes)]
+    in_layers = [line for line in reduced if line.times == LAYERS]
+    print([(line.times, line.shapes) for line in reduced])
+    assert len(in_layers) == 4 and len(reduced) <= 4 + 2  # and of the embedding and the head
+    assert_no_activations(collectives)
+
+
+def assert_no_activations(collectives):
+    """No all-gather makes states [rows, length, ...] or logits whole; tokens' ids are small."""
+    for line in collectives:
+        if line.kind == "all-gather" and not line.shapes.startswith(("s32", "pred")):
+            assert not re.search(r"\b(172|76|77),|,600\]", re.sub(rf"\[{WIDTH},600\]", "", line.shapes)), line
+
+
+@needs_libtpu
+@pytest.mark.parametrize("supervisor", ["sd3", "flux"])
+def test_a_supervisor_s_step_compiles_and_its_adapters_alone_are_reduced(supervisor):
+    config = config_of(supervisor, data=4)
+    [step] = preflight.preflight("v5e:2x2", config, ("subject_tuning",), only=STEP).programs
+    assert step.flops > 0 and not step.error and set(step.collectives) <= {"all-reduce"}
+
+
+@needs_libtpu
+def test_the_command_prints_a_table_and_writes_its_figures(tmp_path, capsys, monkeypatch):
+    """LlamaGen's decoding, which the second call takes from the folder; on a chip it does not fit, and that is the exit code."""
+    measured = []
+    measure = preflight.Bench._measured
+    monkeypatch.setattr(preflight.Bench, "_measured", lambda *arguments: measured.append(1) or measure(*arguments))
+    config = config_of("sd3", data=4)
+    config.evaluation.arms = ("student",)
+
+    def report():
+        return preflight.preflight("v5e:2x2", config, ("evaluation",), cache=tmp_path, only=r"LlamaGen\.")
+
+    first, second = report(), report()
+    assert len(measured) == 1 and first.json() == second.json() and first.fits
+    [program] = json.loads(json.dumps(first.json()))["programs"]
+    assert program["name"] == "LlamaGen.generate" and program["pictures"] == 8 and program["arithmetic_floor_seconds"] > 0
+    assert "| evaluation | LlamaGen.generate | 0." in first.table() and first.table().endswith("fits |")
+
+
+def test_a_missing_compiler_and_wrong_topologies_are_told(monkeypatch):
+    def absent(**kwargs):
+        raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology: libtpu.so not found")
+
+    monkeypatch.setattr(preflight.topologies, "get_topology_desc", absent)
+    with pytest.raises(StageError, match=r"pip install proxy_jax\[preflight\]"):
+        preflight.devices("v5e:2x2")
+    with pytest.raises(StageError, match="give KIND:SHAPE"):
+        preflight.devices("v9:2x2")
+
+
+def test_checkpoints_of_unknown_size_are_told(tmp_path):
+    config = config_of("sd3")
+    with config.unlocked():
+        del config.random_weights
+    config.supervisor.checkpoint = "someone/else"
+    with pytest.raises(StageError, match="someone/else is no local checkpoint, nor one whose sizes are known: stabilityai"):
+        preflight.stand_in(config, tmp_path)
+
+
+def test_a_mesh_is_chosen_for_models_and_batches(tmp_path):
+    config = config_of("sd3,lumina_mgpt", auto=True)
+    preflight.stand_in(config, tmp_path)
+    mesh, why = meshes.make(config, ("proxy_tuning",), tmp_path, devices=range(16), room=2**30)
+    assert dict(mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 2} and "8 rows are split over 8" in why
+
+
+def test_published_sizes_are_those_of_the_official_listings(shared):
+    def listed(name):
+        return json.loads((shared / "manifests" / f"{name}.json").read_text())["config"]
+
+    pipelines, students = published.SUPERVISORS, published.STUDENTS
+    pairs = [
+        (SD3Config, pipelines["stabilityai/stable-diffusion-3-medium-diffusers"]["transformer"], listed("sd3_medium_transformer")),
+        (SD3Config, pipelines["stabilityai/stable-diffusion-3.5-medium"]["transformer"], listed("sd35_medium_transformer")),
+        (SD3Config, pipelines["stabilityai/stable-diffusion-3.5-large"]["transformer"], listed("sd35_large_transformer")),
+        (FluxConfig, pipelines["black-forest-labs/FLUX.1-dev"]["transformer"], listed("flux1_dev_transformer")),
+        (UNetConfig, pipelines["stabilityai/stable-diffusion-xl-base-1.0"]["unet"], listed("sdxl_base_unet")),
+        (T5Config, published.T5_XXL, listed("sd3_text_encoder_3")),
+        (T5Config, published.T5_XL, listed("flan_t5_xl_encoder")),
+        (LlamaGenConfig, published.LLAMAGEN_XL["gpt"], listed("llamagen_t2i_xl")),
+        (ChameleonConfig, students["Alpha-VLLM/Lumina-mGPT-7B-768"]["gpt"], listed("lumina_mgpt_7b_768")),
+    ]
+    for config_class, ours, official in pairs:
+        assert hub.config_from(config_class, ours) == hub.config_from(config_class, official)
