@@ -10,6 +10,7 @@ document=docs/tpu.md
 partial=$document.partial
 
 full="--config.proxy_tuning.mode=full"
+# rows N: batches of N pictures, for slices of more chips than the default batch can be split over
 rows() { echo "--config.subject_tuning.training.batch_size=$1 --config.proxy_tuning.training.batch_size=$1"; }
 cases=(
     "v5e:2x2 configs/sdxl_llamagen.py"

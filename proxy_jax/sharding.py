@@ -227,4 +227,5 @@ def to_host(x: jax.Array) -> np.ndarray:
     """A global array whole on every host; of a shape, zeros."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return np.zeros(x.shape, x.dtype)
-    return np.asarray(x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True))
+    here = not isinstance(x, jax.Array) or x.is_fully_addressable
+    return np.asarray(x if here else multihost_utils.process_allgather(x, tiled=True))

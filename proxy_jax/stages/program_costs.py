@@ -169,5 +169,5 @@ def moved(text: str) -> float:
 
 def exhausted(message: str) -> str:
     """How much memory a program that did not compile for want of it would need, from libtpu's message."""
-    figures = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message)
-    return f"needs {figures[1]} of {figures[2]}" if figures else message.splitlines()[0][:120]
+    figures = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm|\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message)
+    return "needs {} of {}".format(*filter(None, figures.groups())) if figures else message.splitlines()[0][:120]

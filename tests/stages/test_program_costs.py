@@ -74,3 +74,5 @@ def test_flops_of_scans_branches_and_convolutions():
 def test_what_a_program_too_large_would_need():
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.35G of 15.75G hbm. Exceeded hbm capacity by 4.60G.\nmore"
     assert program_costs.exhausted(message) == "needs 20.35G of 15.75G"
+    message = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (232.93G) exceeds available HBM (15.75G)."
+    assert program_costs.exhausted(message) == "needs 232.93G of 15.75G"
