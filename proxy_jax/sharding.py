@@ -131,6 +131,23 @@ def recorder() -> Record | None:
     return _record
 
 
+def described(shapes):
+    """Shapes (a pytree) as a program leaves its outputs on the mesh in use: rows split where they can be."""
+
+    def layout(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        split = x.shape and x.shape[0] % batch_multiple(_mesh) == 0
+        return put(x, batch(_mesh) if split else replicated(_mesh))
+
+    return jax.tree.map(layout, shapes)
+
+
+def apply(function: Callable, *args, **kwargs):
+    """function(*args, **kwargs); of shapes the shapes of its result."""
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves((args, kwargs))):
+        return described(jax.eval_shape(function, *args, **kwargs))
+    return function(*args, **kwargs)
+
+
 def put(x: jax.Array | jax.ShapeDtypeStruct, layout: Sharding) -> jax.Array | jax.ShapeDtypeStruct:
     """An array, or the shape of one, laid out anew."""
     if isinstance(x, jax.ShapeDtypeStruct) or _record is not None:

@@ -96,7 +96,8 @@ def jit(function: Callable[..., Any], static_argnames: tuple[str, ...] = ()) -> 
     def call(model: nnx.Module, *args, **kwargs):
         graph, state = nnx.split(model)
         arguments = (graph, sharding.current(), state, *args)
-        if (record := sharding.recorder()) is not None:
+        record = sharding.recorder()
+        if record is not None and any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state)):
             return record(f"{type(model).__name__}.{function.__name__.strip('_')}", run, arguments, kwargs)
         return run(*arguments, **kwargs)
 

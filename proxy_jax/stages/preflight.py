@@ -33,7 +33,7 @@ from proxy_jax.models import parameters
 from proxy_jax.stages import files, learners, meshes, program_costs, random_weights, tuning, validation
 from proxy_jax.stages.contract import StageError
 from proxy_jax.stages.tuning import Learner
-from proxy_jax.training import loop, lora
+from proxy_jax.training import loop
 from proxy_jax.weights import published
 
 MIB, GIB = 2**20, 2**30
@@ -241,7 +241,8 @@ class Bench:
         self._keep(learner)
         for name, training in tuning.trainings(stage).items():
             trainable = tuning.is_subject if name == tuning.EMBEDDING else tuning.TRAINABLE[stage.mode]
-            prepared = loop.prepare(model, learner.loss, config=training, trainable=trainable)
+            rate_of = tuning.rates(learner, model, stage, training)
+            prepared = loop.prepare(model, learner.loss, config=training, trainable=trainable, rate_of=rate_of)
             layout = sharding.batch(sharding.current())
             shapes = {column: (values.shape[1:], jax.dtypes.canonicalize_dtype(values.dtype)) for column, values in columns.items()}
             shapes[loader.LOSS_WEIGHT] = ((), np.float32)
@@ -253,9 +254,7 @@ class Bench:
     def _draw(self, learner: Learner, stage: ConfigDict, batch: int, options: dict[str, Any]) -> None:
         self.pictures = 1
         text = learner.encode_prompts([self._prompt(), ""])
-        model = tuning.base_model(learner, stage) if stage.mode == "lora" else learner.load_model(lambda name: learner.compute.dtype)
-        if stage.mode == "lora":
-            lora.attach(model, stage.lora.pattern, stage.lora.rank, stage.lora.alpha, jax.random.key(0))
+        model = tuning.adapted_model(learner, stage, 0) if stage.mode == "lora" else learner.load_model(lambda name: learner.compute.dtype)
         self._keep(learner, model)
         self.pictures = sharding.padded(batch)
         rows = {name: np.repeat(values[:1], self.pictures, axis=0) for name, values in text.items()}
@@ -277,13 +276,7 @@ class Bench:
         traced = run.trace(*arguments, **keywords)
         if re.search(self.only, name):
             self._list(name, traced)
-        mesh = sharding.current()
-
-        def rows(x: Any) -> jax.ShapeDtypeStruct:
-            split = x.shape and x.shape[0] % sharding.batch_multiple(mesh) == 0
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.batch(mesh) if split else sharding.replicated(mesh))
-
-        return jax.tree.map(rows, traced.out_info)
+        return sharding.described(traced.out_info)
 
     def _list(self, name: str, traced: Any) -> None:
         lowered = traced.lower()

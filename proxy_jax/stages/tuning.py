@@ -203,7 +203,7 @@ def tune(
         trainable = is_subject if name == EMBEDDING else TRAINABLE[stage.mode]
         counts["trained_parameters"] += count(model, trainable)
         show = preview and functools.partial(preview, folder=folder / name / "previews")
-        options = dict(trainable=trainable, directory=folder / name, seed=seed, preview=show, rate_of=_rates(learner, model, stage, training))
+        options = dict(trainable=trainable, directory=folder / name, seed=seed, preview=show, rate_of=rates(learner, model, stage, training))
         model = fit(model, learner.loss, batches, config=training, **options)
     if stage.mode == "lora":
         _save_adapters(learner, model, folder)
@@ -241,7 +241,7 @@ def _save_adapters(learner: Learner, model: nnx.Module, folder: Path) -> None:
             logging.warning("no %s is written: %s", KOHYA_FILE, error)
 
 
-def _rates(learner: Learner, model: nnx.Module, stage: ConfigDict, training: ConfigDict) -> Callable[[str], float] | None:
+def rates(learner: Learner, model: nnx.Module, stage: ConfigDict, training: ConfigDict) -> Callable[[str], float] | None:
     """By what the learning rate of each variable is multiplied, if text encoders train too; else None."""
     encoders = tuple(f"{part.prefix}." for part in learner.parts(model)[1:])
     if not encoders:
@@ -279,15 +279,20 @@ def trainable_model(learner: Learner, stage: ConfigDict, text: Mapping[str, np.n
     text: the text columns of the prompts it will see, from which learned features of the subjects' tokens start.
     """
     if stage.mode == "lora":
-        model = base_model(learner, stage)
-        for number, part in enumerate(learner.parts(model)):
-            pattern = stage.lora.text_encoders if number else stage.lora.pattern
-            names = lora.attach(part.model, pattern, stage.lora.rank, stage.lora.alpha, jax.random.key(seed + number))
-            logging.info("LoRA of rank %d on %d kernels of %s", stage.lora.rank, len(names), type(part.model).__name__)
-        return model
+        return adapted_model(learner, stage, seed)
     model = learner.load_model(lambda name: jnp.float32)
     if stage.mode == "two_stage":
         learner.learn_subjects(model, text)
+    return model
+
+
+def adapted_model(learner: Learner, stage: ConfigDict, seed: int) -> nnx.Module:
+    """The untuned model, frozen, with adapters to tune."""
+    model = base_model(learner, stage)
+    for number, part in enumerate(learner.parts(model)):
+        pattern = stage.lora.text_encoders if number else stage.lora.pattern
+        names = lora.attach(part.model, pattern, stage.lora.rank, stage.lora.alpha, jax.random.key(seed + number))
+        logging.info("LoRA of rank %d on %d kernels of %s", stage.lora.rank, len(names), type(part.model).__name__)
     return model
 
 

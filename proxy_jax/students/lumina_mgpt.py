@@ -107,6 +107,11 @@ def embed(model: Chameleon, ids: jax.Array, rows: jax.Array | None) -> jax.Array
     return model.embed(ids, jnp.pad(rows, ((0, 0), (0, ids.shape[1] - rows.shape[1]))))
 
 
+@parameters.jit
+def _embed_tokens(model: Chameleon, ids: jax.Array) -> jax.Array:
+    return model.token_embed(ids)
+
+
 @functools.partial(parameters.jit, static_argnames=("vocabulary", "grid", "sampling"))
 def _draw_codes(model: Chameleon, text, seed: jax.Array, indices: jax.Array, *, vocabulary: Vocabulary, grid: tuple[int, int], sampling: Sampling):
     ids, _ = generate(model, text, seed, indices, vocabulary=vocabulary, grid=grid, sampling=sampling)
@@ -209,7 +214,7 @@ class LuminaMGPTStudent(TokenStudent):
 
     def text_features(self, model: Chameleon, text: Mapping[str, np.ndarray]) -> np.ndarray:
         """The embeddings of the tokens' pieces."""
-        return np.asarray(model.token_embed(text["prompt"]))
+        return sharding.to_host(_embed_tokens(model, text["prompt"]))
 
     def loss(self, model: Chameleon, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
         """Mean next-token loss of each picture's turn [batch]; batch: tokens, prompt, prompt_mask, row_index (of the randomness)."""

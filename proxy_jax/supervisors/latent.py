@@ -230,7 +230,7 @@ class LatentSupervisor(abc.ABC):
         states, pooled = zip(*(_encode_clip(getattr(model, name), columns[name]) for name in self.clips), strict=True)
         t5 = {name: column for name, column in columns.items() if name == "t5"}
         others = {name: column for name, column in columns.items() if name not in self.clips and name not in t5}
-        return getattr(model, self.lora_prefix), others | self.combine(states, pooled, **t5)
+        return getattr(model, self.lora_prefix), others | sharding.apply(self.combine, states, pooled, **t5)
 
     @functools.cached_property
     def vae_config(self) -> AutoencoderKLConfig:

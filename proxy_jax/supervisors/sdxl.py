@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from proxy_jax import sharding
 from proxy_jax.models import parameters
 from proxy_jax.models.layers import Compute, split_keys
 from proxy_jax.models.unet import UNet, UNetConfig
@@ -124,7 +125,7 @@ class SDXLSupervisor(LatentSupervisor):
     def sample(self, model: UNet, text: Text, unconditional: Text, seed: jax.Array, indices: jax.Array, options: Mapping[str, Any]) -> jax.Array:
         """Scaled latents by the chosen sampler, told of an uncropped picture; options: steps, guidance_scale."""
         if self.zeros_for_empty_prompt:
-            unconditional = jax.tree.map(jnp.zeros_like, unconditional)
+            unconditional = sharding.apply(lambda text: jax.tree.map(jnp.zeros_like, text), dict(unconditional))
         side = self.resolution
         fixed = dict(shape=self.latent_shape, time_ids=(side, side, 0, 0, side, side), schedule=self.schedule, sampler=self.sampler)
         return sample_latents(model, text, unconditional, seed, indices, **fixed, **options)
