@@ -9,6 +9,7 @@ folder=${1:-runs/preflight}
 document=docs/tpu.md
 partial=$document.partial
 
+only="step|sample|generate|draw|decode"
 full="--config.proxy_tuning.mode=full"
 # rows N: batches of N pictures, for slices of more chips than the default batch can be split over
 rows() { echo "--config.subject_tuning.training.batch_size=$1 --config.proxy_tuning.training.batch_size=$1"; }
@@ -27,8 +28,9 @@ cases=(
 cat > "$partial" <<'END'
 # TPU slices: what fits, by preflight
 
-Written by `bash launch/preflight.sh`: the training step of each stage, the denoising and decoding loops, the frozen encoders and the picture
-decoders, compiled by libtpu for slices that nobody had. No time here was measured on a TPU.
+Written by `bash launch/preflight.sh`: the training step of each stage, the denoising and decoding loops and the picture decoders, compiled by
+libtpu for slices that nobody had. No time here was measured on a TPU. Without `--preflight_only` the frozen encoders are listed too: each runs
+by itself, and takes less memory than the programs here.
 
 - *HBM*: arguments, outputs and temporaries as the compiler counts them, and the other models that lie in memory at the time.
 - *FLOPs*: matrix products and convolutions of one run (a step, or a batch of pictures), on all chips, from the program before compilation,
@@ -41,11 +43,12 @@ END
 status=0
 for case in "${cases[@]}"; do
     read -r topology config flags <<< "$case"
-    command="python -m proxy_jax.main --config $config --preflight $topology --config.mesh.auto=True${flags:+ $flags}"
+    command="python -m proxy_jax.main --config $config --preflight $topology --preflight_only '$only' --config.mesh.auto=True${flags:+ $flags}"
     # shellcheck disable=SC2016  # Markdown's fences
     printf '\n```\n%s\n```\n\n' "$command" >> "$partial"
     # shellcheck disable=SC2086  # flags are words
-    $PYTHON -m proxy_jax.main --config "$config" --preflight "$topology" --config.mesh.auto=True --workdir "$folder" $flags >> "$partial" || status=1
+    $PYTHON -m proxy_jax.main --config "$config" --preflight "$topology" --preflight_only "$only" --config.mesh.auto=True --workdir "$folder" \
+        $flags >> "$partial" || status=1
 done
 mv "$partial" "$document"
 exit $status

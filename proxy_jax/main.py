@@ -77,6 +77,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file,
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
 PREFLIGHT = flags.DEFINE_string("preflight", None, "A TPU topology to compile for in place of running, or auto.")
 PREFLIGHT_JSON = flags.DEFINE_string("preflight_json", None, "File for preflight's figures.")
+PREFLIGHT_ONLY = flags.DEFINE_string("preflight_only", "", "Regular expression of the programs to compile; default: all.")
 PREFLIGHT_FULL = flags.DEFINE_bool("preflight_full", False, "Compile as a run does: six times slower, more exact.")
 STAGE_NAMES = flags.DEFINE_list("stages", None, "Stages to run, separated by commas; default: the config's.")
 
@@ -90,7 +91,7 @@ class CommandLineError(ValueError):
 
 def help_text() -> str:
     """The module's docstring and this program's own flags."""
-    shown = (CONFIG, WORKDIR, STAGE_NAMES, PREFLIGHT, PREFLIGHT_JSON, PREFLIGHT_FULL)
+    shown = (CONFIG, WORKDIR, STAGE_NAMES, PREFLIGHT, PREFLIGHT_JSON, PREFLIGHT_ONLY, PREFLIGHT_FULL)
     own = "\n".join(f"  --{holder.name:<14} {flags.FLAGS[holder.name].help}" for holder in shown)
     return f"{__doc__}\nflags (--helpfull lists those of the libraries too):\n{own}"
 
@@ -188,7 +189,7 @@ def run(config: ConfigDict, workdir: Path, stages: list[str] | tuple[str, ...]) 
             contract.complete(name, STAGES[name], config, workdir)
 
 
-def fly(topology: str, config: ConfigDict, stages: list[str] | tuple[str, ...]) -> None:
+def report_preflight(topology: str, config: ConfigDict, stages: list[str] | tuple[str, ...]) -> None:
     """Prints what the stages would need on a TPU topology. Exits with 1 if they do not fit."""
     jax.config.update("jax_platforms", "cpu")
     with config.unlocked():
@@ -196,7 +197,7 @@ def fly(topology: str, config: ConfigDict, stages: list[str] | tuple[str, ...]) 
             config.subject.update(photos="photos", class_noun=config.subject.class_noun or "dog")
     validation.validate(config, stages, tuple(STAGES))
     cache = Path(WORKDIR.value).expanduser() / "cache" / "preflight" if WORKDIR.value else None
-    report = preflight.preflight(topology, config, stages, quick=not PREFLIGHT_FULL.value, cache=cache)
+    report = preflight.preflight(topology, config, stages, quick=not PREFLIGHT_FULL.value, cache=cache, only=PREFLIGHT_ONLY.value)
     print(report.table())
     if PREFLIGHT_JSON.value:
         files.write_json(Path(PREFLIGHT_JSON.value), report.json())
@@ -209,7 +210,7 @@ def main(argv: list[str]) -> None:
     contract.log_plainly()
     if PREFLIGHT.value:
         try:
-            return fly(PREFLIGHT.value, CONFIG.value, STAGE_NAMES.value or CONFIG.value.stages)
+            return report_preflight(PREFLIGHT.value, CONFIG.value, STAGE_NAMES.value or CONFIG.value.stages)
         except EXPLAINED as error:
             sys.exit(f"error: {error}")
     workdir = Path(WORKDIR.value).expanduser().resolve()

@@ -275,18 +275,20 @@ class Bench:
         """
         traced = run.trace(*arguments, **keywords)
         if re.search(self.only, name):
-            self._list(name, traced)
+            self._list(name, traced, [x for x in jax.tree.leaves((arguments, keywords)) if isinstance(x, jax.ShapeDtypeStruct)])
         return sharding.described(traced.out_info)
 
-    def _list(self, name: str, traced: Any) -> None:
+    def _list(self, name: str, traced: Any, inputs: list[jax.ShapeDtypeStruct]) -> None:
         lowered = traced.lower()
         versions = [jax.__version__, importlib.metadata.version("libtpu"), self.topology, str(self.quick)]
         key = hashlib.sha256("\n".join([*versions, lowered.as_text()]).encode()).hexdigest()
         if key not in self.known:
             self.known.add(key)
-            kept = self.cache / f"{key}.json"
+            kept, held = self.cache / f"{key}.json", MIB * loop.mebibytes(inputs)
             figures = files.read_json(kept)
-            if figures is None:
+            if held > self.chip.hbm:
+                figures = {"need": held, "error": "its inputs alone are too large"}
+            elif figures is None:
                 figures = self._measured(lowered)
                 files.write_json(kept, figures)
             flops, passes = program_costs.flops(traced.jaxpr)

@@ -3,10 +3,12 @@
 import importlib.util
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from configs import smoke
+from proxy_jax import main, sharding
 from proxy_jax.models.chameleon import ChameleonConfig
 from proxy_jax.models.flux import FluxConfig
 from proxy_jax.models.llamagen import LlamaGenConfig
@@ -108,8 +110,8 @@ def test_a_supervisor_s_step_compiles_and_its_adapters_alone_are_reduced(supervi
 
 
 @needs_libtpu
-def test_the_command_prints_a_table_and_writes_its_figures(tmp_path, capsys, monkeypatch):
-    """LlamaGen's decoding, which the second call takes from the folder; on a chip it does not fit, and that is the exit code."""
+def test_figures_are_kept_and_shown(tmp_path, monkeypatch):
+    """LlamaGen's decoding, which the second call takes from the folder."""
     measured = []
     measure = preflight.Bench._measured
     monkeypatch.setattr(preflight.Bench, "_measured", lambda *arguments: measured.append(1) or measure(*arguments))
@@ -135,6 +137,37 @@ def test_a_missing_compiler_and_wrong_topologies_are_told(monkeypatch):
         preflight.devices("v5e:2x2")
     with pytest.raises(StageError, match="give KIND:SHAPE"):
         preflight.devices("v9:2x2")
+
+
+def report_of(topology, need):
+    return preflight.Report(topology, 1, {"data": 1}, "", preflight.CHIPS["v5e"], [preflight.Program("evaluation", "draw", 8, need=need)])
+
+
+def test_auto_takes_the_fewest_chips_that_fit(monkeypatch, tmp_path):
+    tried = []
+
+    def on(topology, config, stages, workdir, **options):
+        tried.append(topology)
+        assert config.mesh.auto and options["stop"]
+        if topology == "v5e:2x2":
+            raise sharding.ShardingError("its batches do not suit")
+        return report_of(topology, 0 if topology == "v6e:2x2" else 2 * preflight.CHIPS["v5e"].hbm)
+
+    monkeypatch.setattr(preflight, "on", on)
+    assert preflight.smallest(config_of("sd3"), ("evaluation",), tmp_path).topology == "v6e:2x2"
+    assert tried == ["v5e:1x1", "v6e:1x1", "v5e:2x2", "v4:2x2x1", "v6e:2x2"]
+
+
+def test_the_command_ends_with_1_where_something_does_not_fit(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(preflight, "preflight", lambda topology, *_, **options: report_of(topology, float(topology) * preflight.GIB))
+    monkeypatch.setattr(main, "PREFLIGHT_JSON", SimpleNamespace(value=str(tmp_path / "figures.json")))
+    for other in ("PREFLIGHT_FULL", "PREFLIGHT_ONLY", "WORKDIR"):
+        monkeypatch.setattr(main, other, SimpleNamespace(value=None))
+    main.report_preflight("15", config_of("sd3"), ("evaluation",))
+    with pytest.raises(SystemExit, match="1"):
+        main.report_preflight("16", config_of("sd3"), ("evaluation",))
+    assert [line.split("|")[-2].strip() for line in capsys.readouterr().out.splitlines() if "draw" in line] == ["fits", "does not fit"]
+    assert json.loads((tmp_path / "figures.json").read_text())["programs"][0]["verdict"] == "does not fit"
 
 
 def test_checkpoints_of_unknown_size_are_told(tmp_path):
