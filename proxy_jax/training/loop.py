@@ -123,9 +123,7 @@ class Prepared(NamedTuple):
     update: Any
 
 
-def prepare(
-    model: nnx.Module, loss_fn: Loss, *, config: ConfigDict, trainable: Trainable, rate_of: Callable[[str], float] | None = None
-) -> Prepared:
+def prepare(model: nnx.Module, loss_fn: Loss, *, config: ConfigDict, trainable: Trainable, rate_of: Callable[[str], float] | None = None) -> Prepared:
     """All of `fit` that comes before the first step, on the mesh in use; arguments as there. `model` may hold shapes: then so does the result."""
     mesh = sharding.current()
     skeleton = parameters.abstract(model)
