@@ -3,9 +3,8 @@
     python -m proxy_jax.main --config configs/micro.py --workdir runs/micro/dog6
     python -m proxy_jax.main --config configs/micro.py:teapot --workdir runs/micro/teapot
 
-Hardware: 2 CPU cores; meant to take at most 8 minutes. Not yet: it needs the micro supervisor and student, which are still to be
-trained (configs/micro/common.py). Then the report, evaluation/report.html, shows that the student has learned the subject and still follows
-the prompts. The argument is a subject's name (proxy_jax/data/prompts.py lists them).
+Hardware: 2 CPU cores, at most 8 minutes. The argument is a subject's name (proxy_jax/data/prompts.py lists them). The checkpoints come with the
+package; configs/micro/common.py tells how they are trained anew.
 """
 
 from ml_collections import ConfigDict

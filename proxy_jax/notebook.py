@@ -2,6 +2,7 @@
 
 import dataclasses
 import runpy
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,16 +36,26 @@ class Run:
 
     config: ConfigDict
     workdir: Path
+    file: Path  # of the config
+    changes: Mapping[str, Any]
 
     @classmethod
     def of(cls, config: str, argument: str | None, workdir: str | Path, changes: Mapping[str, Any]) -> "Run":
         """The run of a file of configs/, with its argument if it takes one, and the fields in `changes`, by their dotted names."""
         if str(PROJECT) not in sys.path:
             sys.path.insert(0, str(PROJECT))  # configs import each other
-        made = runpy.run_path(str(PROJECT / "configs" / config))["get_config"](*([] if argument is None else [argument]))
+        file = PROJECT / "configs" / config
+        made = runpy.run_path(str(file))["get_config"](*([] if argument is None else [argument]))
         made.update_from_flattened_dict(dict(changes))
         contract.log_plainly()
-        return cls(made, Path(workdir).expanduser().resolve())
+        return cls(made, Path(workdir).expanduser().resolve(), file, changes)
+
+    def preflight(self, topology: str) -> None:
+        """What the run would need on a TPU topology. In a process of its own: this one has its devices."""
+        flags = [f"--config.{name}={value}" for name, value in self.changes.items()]
+        command = [sys.executable, "-m", "proxy_jax.main", "--config", str(self.file), "--workdir", str(self.workdir), *flags]
+        done = subprocess.run([*command, "--preflight", topology], capture_output=True, text=True, check=False)
+        print(done.stdout or done.stderr)
 
     def stage(self, name: str) -> None:
         """Runs a stage; one that is finished is skipped, one that was interrupted goes on."""

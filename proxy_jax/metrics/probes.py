@@ -23,11 +23,12 @@ from proxy_jax.weights.tensors import open_tensors
 
 @dataclasses.dataclass(frozen=True)
 class ProbeConfig:
-    """An encoder's sizes and the names of its outputs in their order, "primary=red"."""
+    """An encoder's sizes, the pixels a side of the pictures that it learned from, and the names of its outputs in their order, "primary=red"."""
 
     block_out_channels: tuple[int, ...]
     layers_per_block: int
     norm_num_groups: int
+    sample_size: int
     labels: tuple[str, ...]
 
     def attributes(self) -> dict[str, dict[str, int]]:

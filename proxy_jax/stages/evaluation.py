@@ -120,7 +120,7 @@ def truth(config: ConfigDict, workdir: Path) -> dict[str, str] | None:
 
 def read(probes: Probes, pictures: Sequence[np.ndarray]) -> dict[str, list[str]]:
     """What the probe reads in uint8 [h, w, 3] pictures of any sizes, resized and cropped to its own."""
-    size = probes.model.config.vit.image_size
+    size = probes.model.config.sample_size
     return probes.read(np.stack([images.resize_crop(Image.fromarray(picture), size, Image.Resampling.BICUBIC) for picture in pictures]))
 
 

@@ -224,7 +224,7 @@ def probes(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     fields, folder, locate = config.pretraining, workdir / NAME, learners.locate(workdir)
     vq_model, vae = _vq_model(locate(fields.parts.vq)), _autoencoder(locate(fields.parts.vae))
     world = _world(config)
-    content = fields.model.to_dict() | {"id2label": labels(attributes.ATTRIBUTES)}
+    content = fields.model.to_dict() | {"sample_size": fields.resolution, "id2label": labels(attributes.ATTRIBUTES)}
     probe_config = config_of(content)
     alone = np.flatnonzero(~world.paired)
     pictures = world.pictures[alone]

@@ -1,4 +1,4 @@
-"""The notebook, run top to bottom in a fresh kernel at small scale, and committed with its outputs."""
+"""The notebooks, run top to bottom in a fresh kernel at small scale; the one for any machine is committed with its outputs."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOK = ROOT / "launch" / "colab" / "micro.ipynb"
+NOTEBOOKS = ROOT / "launch" / "colab"
 CHECKPOINTS = ROOT / "proxy_jax" / "checkpoints" / "micro"
 pytestmark = pytest.mark.skipif(not (CHECKPOINTS / "student" / "gpt.safetensors").is_file(), reason="the micro student is not trained yet")
 SMALL = {
@@ -25,23 +25,34 @@ SMALL = {
 }
 
 
+# The parameters of each notebook, for the micro-world's dog6 either way, and where its run goes below the temporary folder.
+PARAMETERS = {
+    "micro": (dict(CHANGES=SMALL), "dog6"),
+    "photos_tpu": (dict(CONFIG="micro.py", PHOTOS=str(CHECKPOINTS / "dreambench" / "dog6"), CHANGES=SMALL, TOPOLOGY=""), "."),
+}
+
+
 @pytest.mark.slow
-def test_every_cell_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_cell_runs(name, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    changed, folder = PARAMETERS[name]
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
-    parameters.source += f"\nWORKDIR, CHANGES = {str(tmp_path)!r}, {SMALL!r}\n"
+    assert all(f"\n{name} = " in f"\n{parameters.source}" for name in changed)
+    parameters.source += "".join(f"\n{name} = {value!r}" for name, value in (changed | {"WORKDIR": str(tmp_path)}).items())
     NotebookClient(notebook, timeout=500, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
     pictures = [output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})]
-    assert len(pictures) == 1 + 1 + 1 + 1 + 3, "photos, previews, proxies, previews, and the samples of three arms"
-    assert (tmp_path / "dog6" / "evaluation" / "report.html").is_file()
+    previews = 2 + 2
+    assert len(pictures) == 1 + previews + 1 + 3, "photos, previews of both tunings, proxies, and the samples of three arms"
+    assert (tmp_path / folder / "evaluation" / "report.html").is_file()
 
 
 def test_it_is_committed_with_its_outputs():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(NOTEBOOKS / "micro.ipynb", as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), "run top to bottom, once"
     assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
     assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs) >= 7
-    assert str(ROOT.parent) not in NOTEBOOK.read_text()
+    assert str(ROOT.parent) not in (NOTEBOOKS / "micro.ipynb").read_text()

@@ -24,7 +24,7 @@ PERFECT, PHOTO, STRANGER = 10, 20, 30
 class MadeUpProbes:
     """Reads what a picture's first channel stands for; its second one is the number of its prompt."""
 
-    model = SimpleNamespace(config=SimpleNamespace(vit=SimpleNamespace(image_size=SIZE)))
+    model = SimpleNamespace(config=SimpleNamespace(sample_size=SIZE))
 
     def read(self, pictures):
         assert pictures.shape[1:] == (SIZE, SIZE, 3) and pictures.dtype == np.uint8

@@ -14,7 +14,7 @@ from proxy_jax.metrics.probes import Probes
 from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from proxy_jax.models.layers import Compute
 from proxy_jax.pretraining import autoencoders
-from proxy_jax.stages import contract, learners, pretraining
+from proxy_jax.stages import contract, evaluation, learners, pretraining
 from proxy_jax.weights import autoencoder_kl, hub
 from proxy_jax.weights.tensors import open_tensors
 
@@ -122,7 +122,8 @@ def test_the_metrics_and_the_probe_load_and_read(trained):
     metric = MetricEncoders.load(weights / "dino", weights / "clip", compute=Compute(), dino_preprocessing="dreambench")
     pictures = dataset.held_out(SIZE).pictures[:5]
     assert metric.dino(list(pictures)).shape == (5, 32) and metric.clip_text(["a dog in the snow"]).shape == (1, 16)
-    read = Probes.load(weights / "probes").read(pictures)
+    probes = Probes.load(weights / "probes")
+    read = evaluation.read(probes, [picture.repeat(2, 0).repeat(2, 1) for picture in pictures])  # resized to what the probe learned from
     assert set(read) == set(ATTRIBUTES)
     assert all(value in ATTRIBUTES[name] for name, values in read.items() for value in values)
 
