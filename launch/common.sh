@@ -5,6 +5,7 @@
 exec 3>&1                                 # commands are shown here, also those whose output is captured
 POLL_SECONDS=${POLL_SECONDS:-30}          # between two looks at a machine that is being made or has lost its connection
 PROGRAM_FAILED=3                          # what detached.sh exits with when the program itself failed: no reason to run it again
+PREEMPTED=75                              # and when the program has saved because it was told to stop: run it again
 LOST_CONNECTIONS=20                       # to one machine, before giving up
 
 type='' zone='' name=proxy-jax project='' cluster='' reservation='' reserved='' spot='' keep='' delete='' dry_run='' workdir=''
@@ -112,7 +113,7 @@ accelerator() {
 
 # What the program cannot do yet, said before money is spent.
 notes() {
-  ((hosts == 1)) || echo "note: $type has $hosts hosts here, and the program does not run in several processes yet" >&2
+  ((hosts == 1)) || echo "note: $type has $hosts hosts here: the workdir must be a folder that all of them mount" >&2
   case $workdir in gs://*) echo "note: the program does not write to gs:// yet and will refuse it" >&2 ;; esac
 }
 
@@ -212,7 +213,7 @@ finish() {
 
 # launch EXTRA: the program with this extra of setup.py, on machines made for it, again after each preemption, until it ends.
 launch() {
-  local command status
+  local command status why
   needs_answer
   notes
   command="bash proxy_jax/launch/detached.sh bash proxy_jax/launch/worker.sh $1 $(quoted "${program[@]}")"
@@ -226,9 +227,11 @@ launch() {
       case $status in
         0) return ;;
         "$PROGRAM_FAILED") die "the program failed; its last words are above" ;;
+        "$PREEMPTED") why="preempted; the program is run again" ;;
+        *) why="lost the connection; the program goes on" ;;
       esac
       [ "$(state || true)" = "$ready" ] || continue 2
-      echo "lost the connection; the program goes on" >&2
+      echo "$why" >&2
       pause
     done
     die "lost the connection $lost times"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # detached.sh COMMAND...: starts it in a session of its own, which a lost connection leaves alone, or finds it running; shows its output from the
-# beginning until it ends. Exits with 0 if the command did, else with 3, which no failure of ssh or gcloud shares.
+# beginning until it ends. Exits with 0 or 75 (preempted) if the command did, else with 3, which no failure of ssh or gcloud shares.
 set -euo pipefail
 log=$HOME/proxy_jax.log pid=$HOME/proxy_jax.pid result=$HOME/proxy_jax.result command=$HOME/proxy_jax.command
 if [ -f "$pid" ] && kill -0 "$(cat "$pid")" 2>/dev/null; then
@@ -17,4 +17,8 @@ else
   echo $! >"$pid"
 fi
 tail --pid="$(cat "$pid")" --lines=+1 --follow "$log"
-[ "$(cat "$result" 2>/dev/null)" = 0 ] || exit 3
+case $(cat "$result" 2>/dev/null) in
+  0) ;;
+  75) exit 75 ;;
+  *) exit 3 ;;
+esac

@@ -13,6 +13,5 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" # Slurm runs a copy of this file from elsewhere
 source launch/common.sh
 parse "" "$@"
-[ "${SLURM_JOB_NUM_NODES:-1}" = 1 ] || [ -n "$dry_run" ] || die "the program does not run in several processes yet: --nodes=1"
 run bash launch/worker.sh cuda # once, before the nodes share it
 run srun --ntasks-per-node=1 --kill-on-bad-exit=1 .venv/bin/python -m proxy_jax.main "${program[@]}"

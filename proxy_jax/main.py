@@ -26,6 +26,8 @@ programs that do not change are kept there. It takes libtpu: pip install "proxy_
 
 Run the same command again to resume: finished stages are skipped, an interrupted one goes on from its last checkpoint, and one
 whose inputs changed runs anew. Every field of the config can be set; configs/base.py lists them all with what they do.
+A run that gets SIGTERM, as before a preemption, saves after the step under way and exits with 75. Several processes run the same
+command on a workdir that all see; where they do not find each other (TPU slices, Slurm), give --coordinator and the two numbers.
 """
 
 import difflib
@@ -33,13 +35,15 @@ import os
 import re
 import runpy
 import sys
+import traceback
+import uuid
 from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from proxy_jax import sharding
+from proxy_jax import processes, sharding
 from proxy_jax.data.dreambench import DreambenchError
 from proxy_jax.data.photos import PhotosError
 from proxy_jax.data.proxy_set import ProxySetError
@@ -70,7 +74,7 @@ STAGES = {stage.NAME: stage for stage in (pretraining, random_weights, subject_t
 EXPLAINED = (
     *(contract.StageError, PhotosError, DreambenchError, CheckpointError, WeightsError, ProxySetError, EncoderError),
     ReportError,
-    *(NonFiniteError, ResumeError, sharding.ShardingError),
+    *(NonFiniteError, ResumeError, sharding.ShardingError, processes.ProcessesError),
 )
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file, e.g. configs/smoke.py; --config.FIELD=VALUE sets a field of it.")
@@ -80,6 +84,10 @@ PREFLIGHT_JSON = flags.DEFINE_string("preflight_json", None, "File for preflight
 PREFLIGHT_ONLY = flags.DEFINE_string("preflight_only", "", "Regular expression of the programs to compile; default: all.")
 PREFLIGHT_FULL = flags.DEFINE_bool("preflight_full", False, "Compile as a run does: six times slower, more exact.")
 STAGE_NAMES = flags.DEFINE_list("stages", None, "Stages to run, separated by commas; default: the config's.")
+COORDINATOR = flags.DEFINE_string("coordinator", os.environ.get("JAX_COORDINATOR_ADDRESS"), "HOST:PORT of process 0 that all processes can reach.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", os.environ.get("JAX_NUM_PROCESSES"), "How many processes this run has.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", os.environ.get("JAX_PROCESS_ID"), "Which of them this one is, from 0.", lower_bound=0)
+PROCESS_TIMEOUT = flags.DEFINE_integer("process_timeout", 300, "Seconds to wait for processes that do not come or fall silent.", lower_bound=1)
 
 HELP = ("help", "helpshort", "h", "?")
 FOREIGN_HELP = ("helpfull", "helpxml", "only_check_flags")
@@ -91,8 +99,9 @@ class CommandLineError(ValueError):
 
 def help_text() -> str:
     """The module's docstring and this program's own flags."""
-    shown = (CONFIG, WORKDIR, STAGE_NAMES, PREFLIGHT, PREFLIGHT_JSON, PREFLIGHT_ONLY, PREFLIGHT_FULL)
-    own = "\n".join(f"  --{holder.name:<14} {flags.FLAGS[holder.name].help}" for holder in shown)
+    shown = (CONFIG, WORKDIR, STAGE_NAMES, COORDINATOR, NUM_PROCESSES, PROCESS_ID, PROCESS_TIMEOUT)
+    shown += (PREFLIGHT, PREFLIGHT_JSON, PREFLIGHT_ONLY, PREFLIGHT_FULL)
+    own = "\n".join(f"  --{holder.name:<15} {flags.FLAGS[holder.name].help}" for holder in shown)
     return f"{__doc__}\nflags (--helpfull lists those of the libraries too):\n{own}"
 
 
@@ -166,6 +175,9 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise CommandLineError(f"--workdir={WORKDIR.value} is an address; give a folder of this machine, or one where the storage is mounted")
         if Path(WORKDIR.value).expanduser().is_file():
             raise CommandLineError(f"--workdir={WORKDIR.value} is a file; give a folder")
+        together = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+        if any(value is not None for value in together) and (None in together or not PROCESS_ID.value < NUM_PROCESSES.value):
+            raise CommandLineError("--coordinator=HOST:PORT, --num_processes and --process_id, below it, go together")
     except (CommandLineError, flags.Error) as error:
         sys.exit(f"error: {error}\n--help shows how this command is used.")
     return rest
@@ -177,16 +189,31 @@ def run(config: ConfigDict, workdir: Path, stages: list[str] | tuple[str, ...]) 
     Raises one of EXPLAINED for what the user can mend; of that, all that the config shows before any stage runs.
     """
     validation.validate(config, stages, tuple(STAGES))
-    if jax.process_count() > 1:
-        raise contract.StageError(f"{jax.process_count()} processes: stages write the same files from each; one process drives all its devices")
+    if processes.count() > 1:
+        alone = [name for name in stages if name in (pretraining.NAME, experiment.NAME)]
+        if alone:
+            raise contract.StageError(f"the stage {alone[0]} runs in one process, not in {processes.count()}")
+        check_shared(workdir)
     mesh, why = meshes.make(config, stages, workdir)
     validation.validate_batches(config, stages, mesh)
     if not set(stages) <= set(validation.WITHOUT_SUBJECT):
         learners.subject(config, workdir)  # photos that cannot be read stop the run before it changes anything
     logging.info("%d %s device(s), mesh %s%s", len(jax.devices()), jax.default_backend(), dict(mesh.shape), f": {why}" if why else "")
+    processes.watch_for_preemption()
     with sharding.use(mesh):
         for name in stages:
             contract.complete(name, STAGES[name], config, workdir)
+
+
+def check_shared(workdir: Path) -> None:
+    """Raises StageError in each process that does not see what the first writes into the workdir."""
+    marker, word = workdir / ".processes", processes.agreed(uuid.uuid4().hex)
+    files.write_bytes(marker, word.encode())
+    processes.barrier()
+    seen = marker.is_file() and marker.read_text() == word
+    processes.barrier()
+    if not seen:
+        raise contract.StageError(f"process {jax.process_index()} does not see what the first writes into {workdir}: it must be one folder for all")
 
 
 def report_preflight(topology: str, config: ConfigDict, stages: list[str] | tuple[str, ...]) -> None:
@@ -218,13 +245,19 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "cache" / "xla"))
     stages = STAGE_NAMES.value or CONFIG.value.stages
     try:
+        processes.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, PROCESS_TIMEOUT.value)
         run(CONFIG.value, workdir, stages)
     except EXPLAINED as error:
-        sys.exit(f"error: {error}")
+        processes.leave(f"error: {error}", 1)
+    except processes.Preempted:
+        processes.leave("preempted; the same command goes on with what is done", processes.PREEMPTED)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on with what is done", file=sys.stderr)
-        sys.exit(130)
-    if evaluation.NAME in stages:
+        processes.leave("interrupted; the same command goes on with what is done", 130)
+    except Exception:
+        if processes.count() == 1:
+            raise
+        processes.leave(f"{traceback.format_exc()}process {jax.process_index()} stops; if it lost another one, that one's words say why", 1)
+    if evaluation.NAME in stages and processes.is_first():
         print(f"report: {workdir / evaluation.NAME / 'report.html'}")
 
 

@@ -232,11 +232,37 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(arrays, mesh: Mesh | None):
-    """Numpy arrays (a pytree; this process's share of the batch) as global arrays split over the mesh's batch axes."""
+    """Numpy arrays (a pytree; the whole batch, the same in every process) as global arrays split over the mesh's batch axes."""
     if mesh is None:
         return jax.tree.map(jax.numpy.asarray, arrays)
     if _record is not None:
         return jax.tree.map(lambda x: put(np.asarray(x), batch(mesh)), arrays)
+
+    def placed(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(x.shape, batch(mesh), lambda index: x[index])
+
+    return jax.tree.map(lambda x: placed(np.asarray(x)), arrays)
+
+
+def batch_share(mesh: Mesh | None) -> tuple[int, int]:
+    """(i, n): this process holds the i-th of n equal blocks of a batch's rows. Processes that split only heads between them hold the same.
+
+    Raises ShardingError if its rows are no such block.
+    """
+    if mesh is None:
+        return 0, 1
+    here = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices).reshape(batch_multiple(mesh), -1)
+    rows = np.flatnonzero(here.any(axis=1))
+    index, count = int(rows[0]) // len(rows), len(here) // len(rows)
+    if not np.array_equal(rows, index * len(rows) + np.arange(len(rows))) or len(here) % len(rows):
+        raise ShardingError(f"process {jax.process_index()} holds the rows {rows.tolist()} of {len(here)} on {dict(mesh.shape)}: they are no block")
+    return index, count
+
+
+def put_share(arrays, mesh: Mesh | None):
+    """As `put_batch`, of this process's block of the batch's rows (`batch_share`) alone."""
+    if mesh is None:
+        return put_batch(arrays, mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(batch(mesh), np.asarray(x)), arrays)
 
 

@@ -10,11 +10,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "proxy_jax"
 
 # Each room may import the rooms listed for it, and itself. Rooms of one level do not see each other.
-BELOW_LEARNERS = {"weights", "models", "sharding"}
+BELOW_LEARNERS = {"weights", "models", "sharding", "processes"}
 MAY_IMPORT = {
+    "processes": set(),
     "sharding": set(),
     "models": {"sharding"},
-    "weights": {"models", "sharding"},
+    "weights": {"models", "sharding", "processes"},
     "data": BELOW_LEARNERS,
     "training": BELOW_LEARNERS,
     "metrics": BELOW_LEARNERS,

@@ -14,6 +14,8 @@ from absl import logging
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from proxy_jax import processes
+
 HASHED_LIMIT_BYTES = 64 << 20
 SAMPLES, SAMPLE_BYTES = 64, 64 << 10
 
@@ -73,17 +75,23 @@ def cached(folder: Path, key: Any, compute: Callable[[], Mapping[str, np.ndarray
     """The arrays of compute(), kept in `folder` under `key` (JSON-able: hashes of inputs, fingerprints, config values).
 
     The file's name is the key's digest. A file that is cut short or changed is computed again, with a warning. Several
-    processes may ask for one key at once: each write is whole or absent. bfloat16 and arrays of rank 0 are kept as they are.
+    runs may ask for one key at once: each write is whole or absent. bfloat16 and arrays of rank 0 are kept as they are.
+    Of the processes of one run the first looks and writes; all compute, or none.
     Raises TypeError if the key is not JSON.
     """
     text = canonical(key)
     path = Path(folder) / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
-    if path.exists():
+    arrays = None
+    if processes.is_first() and path.exists():
         try:
-            return _read(path, text)
+            arrays = _read(path, text)
         except (SafetensorError, ValueError, OSError) as error:
             logging.warning("computing again: the cache file %s cannot be used: %s", path, error)
+    if processes.agreed(arrays is not None):
+        return _read(path, text) if arrays is None else arrays
     arrays = {name: np.array(value, order="C") for name, value in compute().items()}
+    if not processes.is_first():
+        return arrays
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:

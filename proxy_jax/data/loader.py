@@ -2,7 +2,7 @@
 
 Examples are columns of one length, or any random-access source of dicts of arrays (a TFDS data source, a ProxySet). The global
 batch of a step depends on the seed alone: with P processes, process p gets its p-th block of rows, so the blocks of all
-processes put one after another (which is what `sharding.put_batch` does) are the one batch that a single process would get.
+processes put one after another (which is what `sharding.put_share` does) are the one batch that a single process would get.
 
 What many examples share is kept once, in `tables`: arrays with one row an entry (text features, with one row a prompt). Examples
 then have the column "prompt_index", and each batch gets, for every table, the rows of its own examples, gathered, in place of

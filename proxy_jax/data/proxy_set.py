@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from proxy_jax import processes
 from proxy_jax.data import images
 
 NAME = "proxy_set"
@@ -60,9 +61,11 @@ def write(folder: Path, records: Iterable[Mapping[str, Any]], metadata: Mapping[
 
     A record holds image (uint8 [height, width, 3], or PNG bytes), prompt (str), seed and index (int), supervisor and
     config_hash (str). metadata: JSON-able facts about the set (versions, checkpoint, sampler).
-    In a run of several processes one of them writes.
+    Of several processes the first does.
     Raises ProxySetError for other fields or no records.
     """
+    if not processes.is_first():
+        return
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -212,12 +212,9 @@ def _compiled(model: nnx.Module, method: Callable[..., jax.Array]) -> Callable[.
         return lambda *inputs: np.asarray(run(state, *inputs))
     run = jax.jit(apply, out_shardings=sharding.replicated(mesh))
 
-    def split(x: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(x.shape, sharding.batch(mesh), lambda index: x[index])
-
     def run_on_mesh(*inputs: np.ndarray) -> np.ndarray:
         with sharding.use(mesh):
-            return np.asarray(run(state, *map(split, inputs)))
+            return np.asarray(run(state, *sharding.put_batch(inputs, mesh)))
 
     return run_on_mesh
 

@@ -21,6 +21,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
+from proxy_jax import processes
 from proxy_jax.data import cache
 from proxy_jax.stages.files import read_json, write_json
 
@@ -113,17 +114,37 @@ def complete(name: str, stage: ModuleType, config: ConfigDict, workdir: Path) ->
     """Brings a stage to its DONE.json: skips it if it is done for these inputs, resumes it if it was interrupted on them, else runs it anew.
 
     A finished stage whose outputs are missing or changed is resumed too: it makes them again from what else it left.
+    Of several processes the first looks and tells the others, and all wait for each other before and after the stage's own work.
     Raises StageError if its folder holds files that no stage wrote.
     """
     folder = workdir / name
     inputs = json.loads(json.dumps(stage.inputs(config, workdir)))
+    runs, resumed = processes.agreed(_begin(name, folder, inputs, config) if processes.is_first() else None)
+    if not runs:
+        return
+    begin = time.time()
+    with log_to(folder / "log.txt"):
+        outputs = stage.run(config, workdir)
+    seconds = round(time.time() - begin, 2)
+    if processes.is_first():
+        done = {"inputs": inputs, "outputs": outputs, "files": digests(folder, stage.OUTPUTS), "seconds": seconds, "resumed": resumed}
+        write_json(folder / "DONE.json", done | {"versions": versions(), "seed": config.seed})
+    processes.barrier()
+    logging.info("%s: done in %.1f s", name, seconds)
+
+
+def _begin(name: str, folder: Path, inputs: dict[str, Any], config: ConfigDict) -> tuple[bool, bool]:
+    """Whether a stage has to run, and if so whether it goes on from what is in its folder, which is made ready for it.
+
+    Raises StageError if the folder holds files that no stage wrote.
+    """
     done = _done(folder)
     previous = done or _record(folder / "STARTED.json", "inputs")
     resumed = previous is not None and previous["inputs"] == inputs
     changed = _changed_outputs(folder, done) if done else []
     if done and resumed and not changed:
         logging.info("%s: done already, its inputs have not changed", name)
-        return
+        return False, True
     if done and resumed:
         logging.info("%s: run again, because of its outputs: %s", name, ", ".join(changed))
     elif resumed:
@@ -137,13 +158,7 @@ def complete(name: str, stage: ModuleType, config: ConfigDict, workdir: Path) ->
     write_json(folder / "STARTED.json", {"inputs": inputs})
     (folder / "DONE.json").unlink(missing_ok=True)
     write_json(folder / "config.json", fields(config, *sorted(config.keys())))
-    begin = time.time()
-    with log_to(folder / "log.txt"):
-        outputs = stage.run(config, workdir)
-    seconds = round(time.time() - begin, 2)
-    done = {"inputs": inputs, "outputs": outputs, "files": digests(folder, stage.OUTPUTS), "seconds": seconds, "resumed": resumed}
-    write_json(folder / "DONE.json", done | {"versions": versions(), "seed": config.seed})
-    logging.info("%s: done in %.1f s", name, seconds)
+    return True, resumed
 
 
 def _discard(folder: Path) -> None:
@@ -170,8 +185,8 @@ def _discard(folder: Path) -> None:
 
 
 def _ours(record: std_logging.LogRecord) -> bool:
-    """Whether a log record is worth a person's attention: a warning, or a line of this package (Orbax logs every file it opens)."""
-    return record.levelno >= std_logging.WARNING or record.pathname.startswith(PACKAGE)
+    """Whether a log record is worth a person's attention: a warning, or the first process's line of this package (Orbax logs every file)."""
+    return record.levelno >= std_logging.WARNING or (record.pathname.startswith(PACKAGE) and processes.is_first())
 
 
 def log_plainly() -> None:
@@ -185,7 +200,10 @@ def log_plainly() -> None:
 
 @contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Appends the same lines, with the date, to a file."""
+    """Appends the same lines, with the date, to a file; of several processes the first does."""
+    if not processes.is_first():
+        yield
+        return
     handler = std_logging.FileHandler(path)
     handler.setFormatter(std_logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.addFilter(_ours)

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from proxy_jax import sharding
+from proxy_jax import processes, sharding
 from proxy_jax.stages import files
 from proxy_jax.stages.tuning import Learner, encode_prompts
 
@@ -29,11 +29,12 @@ def draw_images(
 
     A batch with any picture missing is drawn again as a whole: its numbers come out the same, since a picture depends on
     (seed, i) and the batches' bounds are fixed. load_model: called if anything is missing. cache: where encoded prompts are kept.
+    A run that is told to stop does so after the batch under way, and raises processes.Preempted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{index:05d}.png" for index in range(len(prompts))]
     batch_size = sharding.padded(batch_size)
-    starts = [i for i in range(0, len(paths), batch_size) if not all(path.is_file() for path in paths[i : i + batch_size])]
+    starts = processes.agreed([i for i in range(0, len(paths), batch_size) if not all(path.is_file() for path in paths[i : i + batch_size])])
     if not starts:
         return paths
     unique = sorted(set(prompts))
@@ -41,10 +42,14 @@ def draw_images(
     text = encode_prompts(learner, [*unique, ""], cache)
     unconditional = {name: values[-1:] for name, values in text.items()}
     model = load_model()
-    for start in tqdm(starts, desc=label, unit="batch", disable=None):
-        indices = np.arange(start, start + batch_size)  # the last batch draws a few too many, so that one shape serves all
-        rows = [place[prompts[min(index, len(prompts) - 1)]] for index in indices]
-        pictures = learner.draw(model, {name: values[rows] for name, values in text.items()}, unconditional, seed, indices, options)
-        for path, picture in zip(paths[start : start + batch_size], pictures, strict=False):
-            files.save_picture(path, picture)
+    with processes.finishing():
+        for start in tqdm(starts, desc=label, unit="batch", disable=None if processes.is_first() else True):
+            indices = np.arange(start, start + batch_size)  # the last batch draws a few too many, so that one shape serves all
+            rows = [place[prompts[min(index, len(prompts) - 1)]] for index in indices]
+            pictures = learner.draw(model, {name: values[rows] for name, values in text.items()}, unconditional, seed, indices, options)
+            for path, picture in zip(paths[start : start + batch_size], pictures, strict=False):
+                files.save_picture(path, picture)
+            if processes.preempted():
+                raise processes.Preempted
+    processes.barrier()
     return paths

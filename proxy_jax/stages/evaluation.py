@@ -17,6 +17,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
 
+from proxy_jax import processes
 from proxy_jax.data import cache, images, prompts, proxy_set
 from proxy_jax.data.microworld import scenes
 from proxy_jax.data.microworld.attributes import IDENTITY
@@ -212,9 +213,10 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     samples = {name: _captioned(paths, np.repeat(judge.plain, stage.images_per_prompt), workdir) for name, paths in drawn.items()}
     notes = _notes(config, judge.encoders, judge.known)
     content = _report(config, subject, workdir, samples, rows, judge.score_photos(), notes, time.time() - begin)
-    report.write_json(content, folder / "report.json")
-    report.write_markdown(content, folder / "report.md")
-    report.write_html(content, workdir, folder / "report.html")
+    if processes.is_first():
+        report.write_json(content, folder / "report.json")
+        report.write_markdown(content, folder / "report.md")
+        report.write_html(content, workdir, folder / "report.html")
     return {name: row.to_dict() for name, row in rows.items()}
 
 

@@ -6,11 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from proxy_jax import processes
 from proxy_jax.data import images
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file, and its folder, so that a reader sees either nothing (or the old file) or the whole new one."""
+    """Writes a file, and its folder, so that a reader sees either nothing (or the old file) or the whole new one.
+
+    Of several processes the first does.
+    """
+    if not processes.is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)

@@ -18,6 +18,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer, T5Tokenizer
 
+from proxy_jax import processes
 from proxy_jax.models import parameters
 from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from proxy_jax.models.chameleon import Chameleon, ChameleonConfig
@@ -113,7 +114,9 @@ def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Writes random_weights/supervisor, /student and /metrics."""
+    """Writes random_weights/supervisor, /student and /metrics; of several processes the first does."""
+    if not processes.is_first():
+        return {}
     sizes, folder = config.random_weights.to_dict(), workdir / NAME
     generators(sizes, folder, config.seed)
     metrics(sizes["metrics"], folder / "metrics", config.seed)

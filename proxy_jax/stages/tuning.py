@@ -195,7 +195,7 @@ def tune(
     counts = {"trained_parameters": 0, "all_parameters": count(model)}
     for name, training in trainings(stage).items():
         common = dict(tables=tables, batch_size=training.batch_size, seed=seed)
-        common |= dict(process_index=jax.process_index(), process_count=jax.process_count())
+        common |= dict(zip(("process_index", "process_count"), sharding.batch_share(sharding.current()), strict=True))
         if has_prior(stage, name):
             batches = loader.paired(instances, others, prior_weight=stage.prior.weight, **common)
         else:

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tokenizers import Tokenizer
 
-from proxy_jax import sharding
+from proxy_jax import processes, sharding
 from proxy_jax.models import parameters
 from proxy_jax.models.chameleon import Chameleon, ChameleonConfig
 from proxy_jax.models.layers import Compute, split_keys
@@ -208,7 +208,7 @@ class LuminaMGPTStudent(TokenStudent):
         shapes = {name: shape for name, shape in before.shapes().items() if name.startswith(chameleon.VQ_PREFIX)}
         others = {name: before.read(name, (slice(None),) * len(shape)) for name, shape in shapes.items()}
         write_safetensors(export(model, self.table) | others, folder / "model.safetensors", {"format": "pt"})
-        for file in self.base.iterdir():
+        for file in self.base.iterdir() if processes.is_first() else ():
             if file.suffix in hub.TEXT_SUFFIXES and ".index." not in file.name:
                 shutil.copyfile(file, folder / file.name)
 

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file
 
+from proxy_jax import sharding
 from proxy_jax.models.layers import SubjectEmbed
 from proxy_jax.weights.tensors import write_safetensors
 
@@ -43,7 +44,7 @@ def start(model: nnx.Module, pieces: Pieces, rows: np.ndarray, features: np.ndar
 def save(model: nnx.Module, pieces: Pieces, folder: Path) -> None:
     """Writes the features as FILE in `folder`: token -> [pieces, width]."""
     ends = np.cumsum([len(piece) for piece in pieces.values()])
-    parts = np.split(np.asarray(model.subject_embed[...]), ends[:-1])
+    parts = np.split(sharding.to_host(model.subject_embed[...]), ends[:-1])
     write_safetensors(dict(zip(pieces, parts, strict=True)), folder / FILE, {"format": "pt"})
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from proxy_jax import sharding
+from proxy_jax import processes, sharding
 from proxy_jax.models import parameters
 from proxy_jax.training import optimizer
 from proxy_jax.training.checkpoint import Checkpoints, ResumeError
@@ -73,6 +73,8 @@ def fit(
     preview(model, step): called every `config.preview_every` steps, after step `step`, with the model as it would be returned.
     rate_of(name): by what a trained variable's learning rate is multiplied; None: all have the same.
     `model` is used up: its trained arrays are donated to the first step. Runs on the mesh in use (proxy_jax/sharding.py).
+    Several processes each bring their share of the batch's rows (sharding.batch_share). A run that is told to stop saves after the step
+    under way and raises processes.Preempted.
     The returned model holds the moving average where `config.ema_decay` is on. Raises NonFiniteError, naming the tensors, at
     the latest one step after a loss or gradient that is not finite; that update is not applied, nor is anything saved after it.
     """
@@ -90,16 +92,19 @@ def fit(
             state, metrics_end = make(params), 0
 
         unread = deque()  # (step, metrics) of steps under way: reading them at once would leave the device idle
-        with Progress(directory, start=start, steps=config.steps, log_every=config.log_every, position=metrics_end) as progress:
+        show = dict(start=start, steps=config.steps, log_every=config.log_every, position=metrics_end)
+        with processes.finishing(), Progress(directory, **show) as progress:
             for step in range(start + 1, config.steps + 1):
-                batch = sharding.put_batch(next(batches), mesh)
+                batch = sharding.put_share(next(batches), mesh)
                 arguments = state, frozen, batch, np.int32(step - 1), np.uint32(seed)
                 if step == start + 1:
                     update = compiled(update, arguments)
+                    processes.barrier()  # some may have found it compiled
                 state, metrics = update(*arguments)
                 unread.append((step, metrics))
 
-                saves = step % config.checkpoint_every == 0 or step == config.steps
+                stops = processes.preempted()
+                saves = step % config.checkpoint_every == 0 or step == config.steps or stops
                 previews = preview is not None and config.preview_every and step % config.preview_every == 0
                 while len(unread) > (0 if saves or previews else 1):
                     finished, metrics = unread.popleft()
@@ -108,6 +113,9 @@ def fit(
                     preview(trained(skeleton, frozen, state), step)
                 if saves:
                     checkpoints.save(step, state, {"seed": seed, "batches": batches.get_state(), "metrics": progress.position()})
+                if stops:
+                    logging.info("told to stop: step %d is saved", step)
+                    raise processes.Preempted
     return trained(skeleton, frozen, state)
 
 

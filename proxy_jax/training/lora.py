@@ -192,7 +192,7 @@ def _official(model: nnx.Module, table: Table) -> tuple[kohya.Adapters, dict[str
     scales: dict[str, float] = {}
     for layer_path, layer in adapted(model).items():
         entry = _entry(table, layer_path)
-        a, b = (np.asarray(parameters.value(v), np.float32) for v in (layer.lora.a, layer.lora.b))
+        a, b = (sharding.to_host(parameters.value(v)).astype(np.float32) for v in (layer.lora.a, layer.lora.b))
         for i, name in enumerate(entry.names()):
             module = name.removesuffix(".weight")
             parts.setdefault(module, {})[entry.part[0]] = (a, b) if entry.layers is None else (a[i], b[i])

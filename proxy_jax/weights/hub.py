@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError
 
+from proxy_jax import processes
 from proxy_jax.models import llamagen
 from proxy_jax.models import vqgan as vqgan_model
 from proxy_jax.models.layers import Compute
@@ -124,7 +125,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes an object as a JSON file, making its folder."""
+    """Writes an object as a JSON file, making its folder; of several processes the first does."""
+    if not processes.is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dict(content), indent=2) + "\n")
 

@@ -277,7 +277,7 @@ def export(model: nnx.Module, table: Table) -> dict[str, np.ndarray]:
     values = parameters.arrays(model)
     pieces: dict[str, dict[int, np.ndarray]] = {}
     for entry in table.entries:
-        for name, piece in entry.write(np.asarray(values[entry.ours])).items():
+        for name, piece in entry.write(sharding.to_host(values[entry.ours])).items():
             pieces.setdefault(name, {})[entry.part[0]] = piece
     tensors = {name: parts[0] if len(parts) == 1 else np.concatenate([parts[i] for i in sorted(parts)]) for name, parts in pieces.items()}
     return tensors | {copy: tensors[name].copy() for copy, name in table.copies.items()}

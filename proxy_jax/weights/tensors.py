@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from proxy_jax import processes
 from proxy_jax.weights.region import CheckpointError, Region, RegionTensors, contiguous
 from proxy_jax.weights.torch_pickle import torch_regions
 
@@ -137,10 +138,12 @@ def _region(path: Path, name: str, entry: dict, start: int, size: int) -> Region
 
 
 def write_safetensors(tensors: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file, whole or not at all, whose bytes depend on the arguments alone.
+    """Writes a safetensors file, whole or not at all, whose bytes depend on the arguments alone; of several processes the first does.
 
     The library writes the metadata in an order that changes from run to run; it is put in order afterwards, in place.
     """
+    if not processes.is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     save_file({name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}, partial, metadata=dict(metadata))

@@ -1,8 +1,9 @@
-"""The smoke run end to end: its report, its resumption after kill -9, and its losses on a mesh of eight devices."""
+"""The smoke run end to end: its report, its resumption after kill -9 and SIGTERM, and its losses on eight devices of two processes."""
 
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from proxy_jax.data import images
 from proxy_jax.metrics import scores
 from proxy_jax.metrics.encoders import MetricEncoders
 from proxy_jax.models.layers import Compute
+from proxy_jax.processes import PREEMPTED
 from tests.pipeline.conftest import finish, start
 
 pytestmark = pytest.mark.slow
@@ -98,37 +100,43 @@ def test_a_second_run_finds_everything_done(finished, subject_flags):
 
 
 def test_killed_runs_resume_to_the_same_artefacts(finished, subject_flags, tmp_path):
-    """kill -9 at the first sign of life of each kind of work, then again from there."""
+    """kill -9, or SIGTERM as before a preemption, at the first sign of life of each kind of work, then again from there."""
     workdir = tmp_path / "run"
     moments = [
-        "random_weights/supervisor/vae/config.json",
-        "subject_tuning/class_images/*.png",
-        "subject_tuning/checkpoints/4/state",
-        "proxy_generation/images/00007.png",
-        "proxy_tuning/metrics.jsonl",
-        "evaluation/images/student/*.png",
+        ("random_weights/supervisor/vae/config.json", signal.SIGKILL),
+        ("subject_tuning/class_images/*.png", signal.SIGTERM),
+        ("subject_tuning/checkpoints/4/state", signal.SIGKILL),
+        ("proxy_generation/images/00007.png", signal.SIGTERM),
+        ("proxy_tuning/metrics.jsonl", signal.SIGTERM),
+        ("evaluation/images/student/*.png", signal.SIGTERM),
     ]
-    for moment in moments:
+    for moment, sent in moments:
         process = start(workdir, *subject_flags)
         deadline = time.monotonic() + 300
         while not list(workdir.glob(moment)) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         assert process.poll() is None, f"ended before {moment}: {workdir.with_suffix('.log').read_text()[-2000:]}"
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        os.kill(process.pid, sent)
+        assert process.wait() == (PREEMPTED if sent == signal.SIGTERM else -sent)
+        if moment == "proxy_tuning/metrics.jsonl":  # the first step was under way, and is not lost
+            assert [path.name for path in (workdir / "proxy_tuning" / "checkpoints").iterdir()] == ["1"]
     text = finish(start(workdir, *subject_flags), workdir)
-    assert "resumed where it was interrupted" in text
+    assert "resumed where it was interrupted" in text and "resuming from step 1 of" in text
+    assert text.count("preempted; the same command goes on") == 4
     ours, uninterrupted = artefacts(workdir), artefacts(finished)
     assert ours.keys() == uninterrupted.keys()
     assert [name for name in ours if ours[name] != uninterrupted[name]] == []
 
 
-def test_eight_devices_give_the_same_losses(finished, subject_flags, tmp_path):
+def test_eight_devices_of_two_processes_give_the_same_losses(finished, subject_flags, tmp_path):
     workdir = tmp_path / "run"
+    with socket.create_server(("", 0)) as free:
+        together = (f"--coordinator=localhost:{free.getsockname()[1]}", "--num_processes=2")
     mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
     less = ("--config.subject_tuning.training.preview_every=0", "--config.proxy_tuning.training.preview_every=0")  # to compile
-    text = finish(start(workdir, *subject_flags, *mesh, *less, devices=8), workdir)
-    assert "{'data': 2, 'fsdp': 2, 'tensor': 2}" in text
+    both = [start(workdir, *subject_flags, *mesh, *less, *together, f"--process_id={number}", devices=4) for number in range(2)]
+    text = [finish(process, workdir) for process in both][-1]
+    assert text.count("{'data': 2, 'fsdp': 2, 'tensor': 2}") == text.count("report: ") == 1, "the first process speaks"
     for stage in TRAININGS:
         np.testing.assert_allclose(losses(workdir, stage), losses(finished, stage), atol=1e-4, err_msg=stage)
     for folder in ("subject_tuning/class_images", "proxy_generation/images", "evaluation/images/supervisor"):

@@ -12,7 +12,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from configs import base
-from proxy_jax import sharding
+from proxy_jax import processes, sharding
 from proxy_jax.models.layers import Buffer, Compute, Dense, RMSNorm, scan_layers, stack
 from proxy_jax.training import lora
 from proxy_jax.training.loop import fit
@@ -44,7 +44,7 @@ class Tiny(nnx.Module):
 
 
 class Data:
-    """Batches that are a function of their number; `stop`: what happens instead of handing out batch number stop[0]."""
+    """Batches that are a function of their number, of which a process has its share; `stop`: what happens before batch stop[0] is handed out."""
 
     def __init__(self, stop: tuple[int, object] = (-1, None), change=lambda number, batch: batch):
         self.number, self.stop, self.change = 0, stop, change
@@ -55,7 +55,9 @@ class Data:
         rng = np.random.default_rng(self.number)
         x = rng.standard_normal((ROWS, WIDTH)).astype(np.float32)
         self.number += 1
-        return self.change(self.number, {"x": x, "y": np.tanh(x @ np.eye(WIDTH, k=1, dtype=np.float32))})
+        index, count = sharding.batch_share(sharding.current())
+        own = slice(index * ROWS // count, (index + 1) * ROWS // count)
+        return self.change(self.number, {"x": x[own], "y": np.tanh(x @ np.eye(WIDTH, k=1, dtype=np.float32))[own]})
 
     def get_state(self) -> dict:
         return {"number": self.number}
@@ -89,20 +91,29 @@ def run(directory: Path, data: Data | None = None, *, adapters: bool = True, tra
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--kill_at", type=int, default=-1, help="the number of the batch in whose place the process is killed")
+    parser.add_argument("--kill_at", type=int, default=-1, help="the number of the batch before which the process gets a signal")
+    parser.add_argument("--signal", type=int, default=signal.SIGKILL)
+    parser.add_argument("--processes", nargs=3, metavar=("COORDINATOR", "COUNT", "INDEX"))
     parser.add_argument("--mesh", type=int, nargs=3, action="append", help="data, fsdp, tensor; twice: the run goes on on the second")
     parser.add_argument("--checkpoint_every", type=int, default=3)
     flags = parser.parse_args()
-    data = Data((flags.kill_at, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    data = Data((flags.kill_at, lambda: os.kill(os.getpid(), flags.signal)))
+    if flags.processes:
+        coordinator, count, index = flags.processes
+        processes.start(coordinator, int(count), int(index), 60)
+    processes.watch_for_preemption()
     meshes = [sharding.make_mesh(*sizes) for sizes in flags.mesh] if flags.mesh else [None]
     for part, mesh in enumerate(meshes, 1):
         steps = 12 * part // len(meshes)
         with sharding.use(mesh):
             # The learning rate must not depend on the number of steps, so that a run can be split in two.
             model = run(flags.directory, data, adapters=False, steps=steps, checkpoint_every=flags.checkpoint_every, schedule="constant")
-        if mesh is not None:
+        if mesh is not None and not flags.processes:
             print("kernel shards", {shard.data.shape for shard in model.blocks.up.kernel[...].addressable_shards})
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except processes.Preempted:
+        processes.leave("preempted", processes.PREEMPTED)

@@ -1,0 +1,195 @@
+"""A run in one process or in several: how several find each other, agree, and stop together before a preemption.
+
+All of them run the same program on the same workdir, a folder that all see. All compute; only the first writes.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import jax
+from jax._src.clusters import ClusterEnv
+from jax._src.distributed import global_state
+from jax.experimental import multihost_utils
+
+PREEMPTED = 75  # exit status of a run that a preemption ended: sysexits.h's EX_TEMPFAIL, try again
+SILENCE_SECONDS = 100  # after which a process that went without a word counts as lost, and all others stop
+PATIENCE_MS = 24 * 3600 * 1000  # with a process that is still there
+
+_index, _count = 0, 1
+_words = _checks = 0  # how often all have agreed on something, and asked whether to stop
+_noticed, _finishing, _stop_at = False, 0, None
+
+
+class ProcessesError(RuntimeError):
+    """Processes that did not come together; the message names who is missing."""
+
+
+class Preempted(BaseException):
+    """This run was told to stop (SIGTERM), and has saved what it had."""
+
+
+def start(coordinator: str | None, count: int | None, index: int | None, timeout: int) -> None:
+    """Joins the processes of this run, or does nothing if it is alone.
+
+    coordinator: HOST:PORT of process 0, which all can reach. Without it the surroundings tell (Slurm, TPU slices, GKE, Open MPI).
+    timeout: seconds to wait for the others. To be called before jax has looked at its devices.
+    Raises ProcessesError, in every process that did come, if some are missing.
+    """
+    global _index, _count
+    if coordinator is None:
+        coordinator, count, index, _ = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, timeout)
+    if coordinator is None or count == 1:
+        return
+    _roll_call(coordinator, count, index, timeout)
+    jax.distributed.initialize(
+        coordinator, count, index, cluster_detection_method="deactivate", heartbeat_timeout_seconds=min(timeout, SILENCE_SECONDS)
+    )
+    _index, _count = index, count
+    barrier()
+    multihost_utils.sync_global_devices("proxy_jax")  # connections are made while all stand here: CPUs' wait only half a minute for each other
+
+
+def _roll_call(coordinator: str, count: int, index: int, timeout: int) -> None:
+    """Waits at process 0 until all are there; jax's own start-up ends the program without saying who is missing."""
+    host, _, port = coordinator.rpartition(":")
+    deadline = time.monotonic() + timeout
+    if index == 0:
+        missing = _missing(int(port), count, deadline)
+    else:
+        missing = _answer(host, int(port), index, deadline)
+        if missing is None:
+            raise ProcessesError(f"process {index}: process 0 did not answer at {coordinator} within {timeout} s")
+    if missing:
+        raise ProcessesError(f"process {index}: of {count} processes {', '.join(map(str, missing))} did not come to {coordinator} within {timeout} s")
+
+
+def _missing(port: int, count: int, deadline: float) -> list[int]:
+    """Process 0's part: the numbers of those who did not come, told to all who did."""
+    present: dict[int, socket.socket] = {}
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("", port)))
+        while len(present) < count - 1 and (left := deadline - time.monotonic()) > 0:
+            server.settimeout(left)
+            with contextlib.suppress(OSError, ValueError):  # whoever else knocks at this port
+                connection = stack.enter_context(server.accept()[0])
+                connection.settimeout(5)
+                present[int(connection.recv(16))] = connection
+        missing = sorted(set(range(1, count)) - set(present))
+        for connection in present.values():
+            with contextlib.suppress(OSError):
+                connection.sendall(json.dumps(missing).encode() + b"\n")
+    return missing
+
+
+def _answer(host: str, port: int, index: int, deadline: float) -> list[int] | None:
+    """Another process's part: what process 0 says of who is missing; None if it does not answer."""
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with socket.create_connection((host, port), timeout=left) as connection:
+                connection.sendall(str(index).encode())
+                connection.settimeout(left + 10)
+                return json.loads(connection.makefile().readline())
+        except (OSError, ValueError):
+            time.sleep(0.2)
+    return None
+
+
+def count() -> int:
+    """Of how many processes this run is."""
+    return _count
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return _index == 0
+
+
+def agreed(value: Any) -> Any:
+    """The first process's `value` (JSON) in every process. All call it, at the same point of the program; so none is ahead of the first."""
+    global _words
+    if _count == 1:
+        return value
+    _words += 1
+    if _index == 0:
+        global_state.client.key_value_set(f"proxy_jax/word/{_words}", json.dumps(value))
+        return value
+    return json.loads(global_state.client.blocking_key_value_get(f"proxy_jax/word/{_words}", PATIENCE_MS))
+
+
+def barrier() -> None:
+    """Waits until all processes are here."""
+    global _words
+    if _count > 1:
+        _words += 1
+        global_state.client.wait_at_barrier(f"proxy_jax/barrier/{_words}", PATIENCE_MS)
+
+
+def first_then_all(make: Callable[[], Any]) -> Any:
+    """make(), which writes files that it finds the next time: by the first process, then by the others."""
+    result = make() if _index == 0 else None
+    barrier()
+    return result if _index == 0 else make()
+
+
+def leave(message: str, status: int) -> NoReturn:
+    """Ends this process. Unless all of a run end here (status 0 or PREEMPTED), at once: the others, left waiting, are then told by jax."""
+    if _count == 1 and status == 1:
+        sys.exit(message)  # Python prints it
+    print(message, file=sys.stderr, flush=True)
+    if _count > 1 and status not in (0, PREEMPTED):
+        os._exit(status)
+    sys.exit(status)
+
+
+def watch_for_preemption() -> None:
+    """From here on SIGTERM, which machines send before they are taken away, ends the run with Preempted.
+
+    Alone, at once, but for work under `finishing`. Of several processes, at the next `preempted` that all of them ask.
+    """
+    jax.devices()  # a TPU's library has a handler too, which it installs when it loads
+    # It takes the place of jax's own as well: Orbax and a loop would each count its sync points in their own way.
+    signal.signal(signal.SIGTERM, _notice)
+
+
+def _notice(signum: int, frame: object) -> None:
+    global _noticed
+    _noticed = True
+    if _count == 1 and not _finishing:
+        raise Preempted
+
+
+@contextlib.contextmanager
+def finishing() -> Iterator[None]:
+    """Inside the block a step under way is finished; ask `preempted` after each."""
+    global _finishing
+    _finishing += 1
+    try:
+        yield
+    finally:
+        _finishing -= 1
+
+
+def preempted() -> bool:
+    """Whether to save and raise Preempted here.
+
+    All processes ask after each step and get the same answer. Between two questions there must be a computation that all take part in: so none
+    is more than one ahead of another, and the one that has been told to stop can say two questions ahead where all will.
+    """
+    global _checks, _stop_at
+    if _count == 1:
+        return _noticed
+    _checks += 1
+    if _stop_at is None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # one of the others was first, or none has spoken
+            if _noticed:
+                global_state.client.key_value_set("proxy_jax/stop", str(_checks + 2))
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            _stop_at = int(global_state.client.key_value_try_get("proxy_jax/stop"))
+    return _stop_at is not None and _checks >= _stop_at

@@ -1,0 +1,52 @@
+"""How the processes of a run find out who is missing, and what their part of a batch is. tests/training/test_processes.py runs several."""
+
+import concurrent.futures
+import socket
+import types
+
+import numpy as np
+import pytest
+
+from proxy_jax import processes, sharding
+
+
+def roll_call(present: list[int], count: int) -> list[str]:
+    """What each of the present processes is told."""
+    with socket.create_server(("", 0)) as free:
+        address = f"localhost:{free.getsockname()[1]}"
+
+    def come(index: int) -> str:
+        try:
+            processes._roll_call(address, count, index, 1)
+        except processes.ProcessesError as error:
+            return str(error).replace(address, "ADDRESS")
+        return "all are here"
+
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        return list(pool.map(come, present))
+
+
+def test_who_is_missing_is_named():
+    assert roll_call([2, 0, 1], 3) == ["all are here"] * 3
+    told = "of 4 processes 1, 3 did not come to ADDRESS within 1 s"
+    assert roll_call([0, 2], 4) == [f"process 0: {told}", f"process 2: {told}"]
+    assert roll_call([1], 2) == ["process 1: process 0 did not answer at ADDRESS within 1 s"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "process", "share"),
+    [((4, 1, 1), 1, (1, 2)), ((1, 2, 2), 1, (1, 2)), ((1, 1, 4), 1, (0, 1)), ((2, 1, 2), 0, (0, 2)), (None, 0, (0, 1))],
+)
+def test_a_process_has_a_block_of_rows(sizes, process, share, monkeypatch):
+    """Of two processes of two devices each; where they split heads only, both have all rows."""
+    monkeypatch.setattr(sharding.jax, "process_index", lambda: process)
+    devices = np.asarray([types.SimpleNamespace(process_index=number // 2) for number in range(4)])
+    mesh = sizes and types.SimpleNamespace(devices=devices.reshape(sizes), shape=dict(zip(sharding.AXES, sizes, strict=True)))
+    assert sharding.batch_share(mesh) == share
+
+
+def test_rows_that_are_no_block_are_refused(monkeypatch):
+    monkeypatch.setattr(sharding.jax, "process_index", lambda: 0)
+    devices = np.asarray([types.SimpleNamespace(process_index=number % 2) for number in range(4)]).reshape(4, 1, 1)
+    with pytest.raises(sharding.ShardingError, match=r"holds the rows \[0, 2\] of 4"):
+        sharding.batch_share(types.SimpleNamespace(devices=devices, shape=dict(zip(sharding.AXES, (4, 1, 1), strict=True))))
