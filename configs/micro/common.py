@@ -72,7 +72,7 @@ def main_job(subject: str) -> ConfigDict:
     tuning, student = config.subject_tuning, config.proxy_tuning
     # On attention and MLPs, as the student's: neither learner shall lack what the other has.
     tuning.lora.update(rank=16, alpha=16.0, pattern=r"(blocks|dual_blocks|last_block)\.(attention\.(img|txt)_(q|k|v|o)|(img|txt)_mlp\.fc[12])")
-    tuning.training.update(steps=300, batch_size=16, learning_rate=1e-3, preview_every=100, weight_decay=0.0)
+    tuning.training.update(steps=450, batch_size=16, learning_rate=1e-3, preview_every=150, weight_decay=0.0)
     tuning.prior.update(num_images=64, steps=20, guidance_scale=3.0)
     tuning.precondition_outputs = False
     config.proxy_generation.update(num_images=200, batch_size=50, steps=20, guidance_scale=3.0)
