@@ -54,6 +54,16 @@ def subject_tuning() -> ConfigDict:
                     text_encoder_learning_rate=5e-6,  # diffusers; with the schedule of `training`
                 )
             ),
+            # How `subject.token` is read by CLIP text encoders: as the rare word that it is, or as new tokens whose embeddings are learned in the
+            # first steps, beside the adapters (pivotal tuning; it needs mode lora). They start from the class noun's. T5 reads the word:
+            # of FLUX.1 only the pooled text has the new tokens
+            embedding=ConfigDict(
+                dict(
+                    tokens=0,  # how many new tokens; 0: the rare word. diffusers (--train_text_encoder_ti) takes 2
+                    learning_rate=3e-4,  # Replicate's cog-sdxl; with the schedule of `training`
+                    fraction=0.5,  # of the steps (diffusers)
+                )
+            ),
             prompt="a photo of {token} {class_noun}",  # diffusers
             weighting="logit_normal",  # SD3, FLUX: logit_normal | none | sigma_sqrt | cosmap | mode (diffusers)
             precondition_outputs=True,  # SD3, diffusers: regress the clean latents

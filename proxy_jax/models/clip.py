@@ -12,7 +12,7 @@ from einops import rearrange
 from flax import nnx
 
 from proxy_jax.models.attention import Segments, attention, key_segments
-from proxy_jax.models.layers import ACTIVATIONS, Compute, Conv, Dense, Embed, LayerNorm, scan_layers, stack, tokens
+from proxy_jax.models.layers import ACTIVATIONS, Compute, Conv, Dense, Embed, LayerNorm, scan_layers, stack, tokens, with_subjects
 from proxy_jax.sharding import constrain
 
 LEGACY_EOS = 2  # what config.json says in older exports, whatever the tokenizer's end token is
@@ -147,18 +147,24 @@ class CLIPText(nnx.Module):
         self.config, self.compute = config, compute
         width = config.hidden_size
         self.token_embed = Embed(config.vocab_size, width, rngs=rngs)
+        self.subject_embed = nnx.data(None)
         self.position_embed = Embed(config.max_position_embeddings, width, axes=("position", "embed"), rngs=rngs)
         self.blocks = _blocks(config, rngs)
         self.norm = LayerNorm(width, eps=config.layer_norm_eps)
         self.projection = Dense(width, config.projection_dim, bias=False, axes=("embed", "embed_out"), rngs=rngs) if projection else None
 
     def embed(self, input_ids: jax.Array) -> jax.Array:
-        """Token plus position embeddings [b, l, d]. Raises ValueError if there are more tokens than positions."""
+        """Token plus position embeddings [b, l, d]; ids from vocab_size on are the rows of `subject_embed`.
+
+        Raises ValueError if there are more tokens than positions.
+        """
         length, limit = input_ids.shape[1], self.config.max_position_embeddings
         if length > limit:
             raise ValueError(f"{length} tokens; this CLIP text encoder has {limit} positions")
-        positions = self.position_embed(jnp.arange(length), self.compute.dtype)
-        return tokens(self.token_embed(input_ids, self.compute.dtype) + positions)
+        x = self.token_embed(input_ids, self.compute.dtype)
+        if self.subject_embed is not None:
+            x = with_subjects(x, self.subject_embed, jnp.maximum(input_ids - (self.config.vocab_size - 1), 0))
+        return tokens(x + self.position_embed(jnp.arange(length), self.compute.dtype))
 
     def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> CLIPTextOutput:
         """input_ids [b, l]; attention_mask [b, l]: 1 on the tokens to attend to, all by default (as diffusers calls it)."""
@@ -175,7 +181,7 @@ class CLIPText(nnx.Module):
         return CLIPTextOutput(last_hidden, penultimate, pooled, None if self.projection is None else self.projection(pooled))
 
     def _end(self, input_ids: jax.Array) -> jax.Array:
-        """Index [b] of the first end token; by the legacy rule it is the highest id."""
+        """Index [b] of the first end token; by the legacy rule it is the highest id, which is a new token's where there is one (transformers)."""
         eos = self.config.eos_token_id
         return jnp.argmax(input_ids if eos == LEGACY_EOS else input_ids == eos, axis=-1)
 

@@ -41,7 +41,16 @@ class LoRAParam(nnx.Param):
 
 
 class SubjectEmbed(nnx.Variable):
-    """Learned text features of subjects' tokens [pieces, width], trained on their own (Sun et al., arXiv 2504.13162)."""
+    """Learned features of subjects' tokens [rows, width].
+
+    Of a student the text features (Sun et al., arXiv 2504.13162), of a CLIP text encoder embeddings of new tokens (textual inversion, Gal et
+    al., arXiv 2208.01618).
+    """
+
+
+def subject_embed(features: Any) -> SubjectEmbed:
+    """Features [rows, width] to learn, or that were learned, as a model holds them: in float32."""
+    return SubjectEmbed(jnp.asarray(features, jnp.float32), axes=("position", "embed"))
 
 
 def with_subjects(x: jax.Array, learned: SubjectEmbed, rows: jax.Array) -> jax.Array:

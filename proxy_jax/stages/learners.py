@@ -15,6 +15,7 @@ from proxy_jax.data import dreambench, photos, prompts
 from proxy_jax.models.layers import Compute
 from proxy_jax.stages.contract import StageError
 from proxy_jax.stages.tuning import Learner
+from proxy_jax.supervisors.latent import NewTokens
 from proxy_jax.weights import hub
 
 PACKAGE = Path(__file__).resolve().parents[1]  # "{package}" in a config: the checkpoints that come with it lie in {package}/checkpoints
@@ -46,9 +47,13 @@ def _choose(families: Mapping[str, Callable], role: str, family: str) -> Callabl
 
 
 def supervisor(config: ConfigDict, workdir: Path) -> Learner:
-    """The diffusion supervisor of stages 1 and 2."""
+    """The diffusion supervisor of stages 1 and 2. New tokens for the subject start from its class noun."""
     make = _choose(supervisors.FAMILIES, "supervisor", config.supervisor.family)
-    return make(config.supervisor, config.subject_tuning, compute_of(config), locate(workdir))
+    count = config.subject_tuning.embedding.tokens
+    new_tokens = None
+    if count:
+        new_tokens = NewTokens(config.subject.token, count, config.subject.class_noun or subject(config, workdir).class_noun)
+    return make(config.supervisor, config.subject_tuning, compute_of(config), locate(workdir), new_tokens)
 
 
 def student(config: ConfigDict, workdir: Path) -> Learner:

@@ -241,8 +241,8 @@ class Bench:
         self._keep(learner)
         for name, training in tuning.trainings(stage).items():
             trainable = tuning.is_subject if name == tuning.EMBEDDING else tuning.TRAINABLE[stage.mode]
-            rate_of = tuning.rates(learner, model, stage, training)
-            prepared = loop.prepare(model, learner.loss, config=training, trainable=trainable, rate_of=rate_of)
+            overrides = tuning.overrides(learner, model, stage, training)
+            prepared = loop.prepare(model, learner.loss, config=training, trainable=trainable, overrides=overrides)
             layout = sharding.batch(sharding.current())
             shapes = {column: (values.shape[1:], jax.dtypes.canonicalize_dtype(values.dtype)) for column, values in columns.items()}
             shapes[loader.LOSS_WEIGHT] = ((), np.float32)

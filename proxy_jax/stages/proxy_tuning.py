@@ -9,7 +9,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from proxy_jax.stages import contract, learners, training_set
-from proxy_jax.stages.contract import StageError
 from proxy_jax.stages.tuning import checkpoint_key, cropped, previews, tune
 
 NAME = "proxy_tuning"
@@ -29,10 +28,8 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     sources = training_set.sources(config, workdir, NAME)
     subjects = [subject for subject, _ in sources]
     originals, prompts = training_set.pictures(sources, stage.prompt, stage.num_proxies)
-    words = {word for prompt in prompts for word in prompt.split()}
-    missing = [subject.token for subject in subjects if subject.token not in words]
-    if stage.mode == "two_stage" and missing:
-        raise StageError(f"proxy_tuning.mode is 'two_stage', but no prompt holds the token {missing[0]!r}; the first prompt is {prompts[0]!r}")
+    if stage.mode == "two_stage":
+        training_set.require_tokens(prompts, subjects, "proxy_tuning.mode is 'two_stage'")
     return tune(
         learner,
         *cropped(learner, originals, prompts, stage, config.seed)[:2],

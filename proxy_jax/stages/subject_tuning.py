@@ -26,14 +26,20 @@ def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Writes subject_tuning/weights/ (a LoRA in diffusers' and in kohya's naming, or the denoiser's folder), the loss curve and sample grids."""
+    """Writes the loss curve, sample grids and subject_tuning/weights/.
+
+    There a LoRA in diffusers' and in kohya's naming, and the embeddings of new tokens, or after full tuning the denoiser's folder.
+    """
     stage, folder, cache = config.subject_tuning, workdir / NAME, workdir / "cache"
     learner = learners.supervisor(config, workdir)
     if config.supervisor.lora:
         return adopt(learner, learners.locate(workdir)(config.supervisor.lora), stage, folder)
     sources = training_set.sources(config, workdir, NAME)
     subjects = [subject for subject, _ in sources]
-    pictures, prompts, crops = cropped(learner, *training_set.pictures(sources, stage.prompt), stage, config.seed)
+    originals, prompts = training_set.pictures(sources, stage.prompt)
+    if stage.embedding.tokens:
+        training_set.require_tokens(prompts, subjects, f"subject_tuning.embedding.tokens is {stage.embedding.tokens}")
+    pictures, prompts, crops = cropped(learner, originals, prompts, stage, config.seed)
     return tune(
         learner,
         pictures,

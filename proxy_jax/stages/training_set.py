@@ -71,6 +71,14 @@ def pictures(sources: Sequence[Source], prompt: str, num_proxies: int = 0) -> tu
     return found, captions
 
 
+def require_tokens(prompts: Sequence[str], subjects: Sequence[learners.Subject], field: str) -> None:
+    """Raises StageError unless each subject's token stands in a prompt; field: what of the config needs it to, and its value."""
+    words = {word for prompt in prompts for word in prompt.split()}
+    missing = [subject.token for subject in subjects if subject.token not in words]
+    if missing:
+        raise StageError(f"{field}, but no prompt holds the token {missing[0]!r}; the first prompt is {prompts[0]!r}")
+
+
 def prompts(proxies: proxy_set.ProxySet, subject: learners.Subject) -> list[str]:
     """The prompts of a proxy set in the subject's words: the run that drew it may have had another token or noun for it."""
     found = proxies.prompts()

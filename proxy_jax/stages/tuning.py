@@ -27,6 +27,7 @@ from proxy_jax.stages import files
 from proxy_jax.students.lumina_tokens import nearest_bucket
 from proxy_jax.training import lora
 from proxy_jax.training.loop import fit
+from proxy_jax.training.optimizer import Override
 from proxy_jax.weights.table import Part
 
 KOHYA_FILE = "kohya_lora_weights.safetensors"
@@ -77,6 +78,12 @@ class Learner(Protocol):
 
     def learn_subjects(self, model: nnx.Module, text: Mapping[str, np.ndarray]) -> None:
         """Puts features of the subjects' tokens to learn on the model (SubjectEmbed), for students; text: the text columns they start from."""
+
+    def save_subjects(self, model: nnx.Module, folder: Path) -> None:
+        """Writes what a model has learned of the subjects' tokens (SubjectEmbed) in a file of its own, if it learns it."""
+
+    def load_subjects(self, model: nnx.Module, folder: Path) -> None:
+        """Puts on the model what `save_subjects` wrote."""
 
     def loss(self, model: nnx.Module, batch: Mapping[str, jax.Array], rng: jax.Array) -> jax.Array:
         """One loss an example [batch]; its randomness is a function of rng and batch["row_index"]."""
@@ -203,12 +210,13 @@ def tune(
         trainable = is_subject if name == EMBEDDING else TRAINABLE[stage.mode]
         counts["trained_parameters"] += count(model, trainable)
         show = preview and functools.partial(preview, folder=folder / name / "previews")
-        options = dict(trainable=trainable, directory=folder / name, seed=seed, preview=show, rate_of=rates(learner, model, stage, training))
+        options = dict(trainable=trainable, directory=folder / name, seed=seed, preview=show, overrides=overrides(learner, model, stage, training))
         model = fit(model, learner.loss, batches, config=training, **options)
     if stage.mode == "lora":
         _save_adapters(learner, model, folder)
     else:
         learner.save_model(model, folder / "weights")
+    learner.save_subjects(model, folder / "weights")
     return counts
 
 
@@ -241,12 +249,18 @@ def _save_adapters(learner: Learner, model: nnx.Module, folder: Path) -> None:
             logging.warning("no %s is written: %s", KOHYA_FILE, error)
 
 
-def rates(learner: Learner, model: nnx.Module, stage: ConfigDict, training: ConfigDict) -> Callable[[str], float] | None:
-    """By what the learning rate of each variable is multiplied, if text encoders train too; else None."""
-    encoders = tuple(f"{part.prefix}." for part in learner.parts(model)[1:])
-    if not encoders:
-        return None
-    return lambda name: stage.lora.text_encoder_learning_rate / training.learning_rate if name.startswith(encoders) else 1.0
+def overrides(learner: Learner, model: nnx.Module, stage: ConfigDict, training: ConfigDict) -> dict[str, Override]:
+    """What the optimizer does otherwise with what trains of the text encoders: other rates; new tokens learn at first, near the known ones."""
+    found = {}
+    for part in learner.parts(model)[1:]:
+        adapters, tokens = (parameters.arrays(part.model, kind) for kind in (lora.is_lora, is_subject))
+        found |= {f"{part.prefix}.{name}": Override(stage.lora.text_encoder_learning_rate / training.learning_rate) for name in adapters}
+        for name in tokens:
+            deviation = jax.jit(lambda table: jnp.std(table.astype(jnp.float32), ddof=1))
+            known = sharding.apply(deviation, parameters.value(part.model.token_embed.embedding))
+            rate, steps = stage.embedding.learning_rate / training.learning_rate, int(stage.embedding.fraction * training.steps)
+            found[f"{part.prefix}.{name}"] = Override(rate, steps, float(sharding.to_host(known)))
+    return found
 
 
 def trainings(stage: ConfigDict) -> dict[str, ConfigDict]:
@@ -264,8 +278,13 @@ def is_subject(name: str, variable: nnx.Variable) -> bool:
     return isinstance(variable, SubjectEmbed)
 
 
+def is_adapter_or_subject(name: str, variable: nnx.Variable) -> bool:
+    """Trains adapters and, of a supervisor that learns new tokens, their embeddings."""
+    return lora.is_lora(name, variable) or is_subject(name, variable)
+
+
 # What trains, by a stage's mode; of two_stage in its second training.
-TRAINABLE = {"lora": lora.is_lora, "full": lora.is_parameter, "two_stage": lora.is_parameter}
+TRAINABLE = {"lora": is_adapter_or_subject, "full": lora.is_parameter, "two_stage": lora.is_parameter}
 
 
 def count(model: nnx.Module, keep: Callable[[str, nnx.Variable], bool] = lambda name, variable: True) -> int:
@@ -291,6 +310,8 @@ def adapted_model(learner: Learner, stage: ConfigDict, seed: int) -> nnx.Module:
     model = base_model(learner, stage)
     for number, part in enumerate(learner.parts(model)):
         pattern = stage.lora.text_encoders if number else stage.lora.pattern
+        if not pattern:
+            continue
         names = lora.attach(part.model, pattern, stage.lora.rank, stage.lora.alpha, jax.random.key(seed + number))
         logging.info("LoRA of rank %d on %d kernels of %s", stage.lora.rank, len(names), type(part.model).__name__)
     return model
@@ -307,8 +328,10 @@ def tuned_model(learner: Learner, stage: ConfigDict, folder: Path) -> nnx.Module
     if stage.mode == "lora":
         model = base_model(learner, stage)
         lora.load(learner.parts(model), _adapters(learner, folder))
-        return model
-    return learner.load_model(lambda name: learner.compute.dtype, tuned=folder / "weights")
+    else:
+        model = learner.load_model(lambda name: learner.compute.dtype, tuned=folder / "weights")
+    learner.load_subjects(model, folder / "weights")
+    return model
 
 
 def previews(learner: Learner, prompts: Sequence[str], stage: ConfigDict, *, seed: int, options: Mapping[str, Any], cache: Path) -> Preview | None:

@@ -65,13 +65,17 @@ RANGES: Sequence[tuple[str, Callable[[float], bool], Sequence[str]]] = (
     (
         "more than 0",
         lambda x: x > 0,
-        (*_both("lora.alpha"), "subject_tuning.lora.text_encoder_learning_rate", *_trainings("learning_rate", "epsilon")),
+        (
+            *(*_both("lora.alpha"), *_trainings("learning_rate", "epsilon")),
+            *("subject_tuning.lora.text_encoder_learning_rate", "subject_tuning.embedding.learning_rate"),
+        ),
     ),
     (
         "at least 0",
         lambda x: x >= 0,
         (
-            *("supervisor.vae_tile", "proxy_tuning.num_proxies", "proxy_tuning.z_loss", "subject_tuning.snr_gamma", *_both("prior.weight")),
+            *("supervisor.vae_tile", "proxy_tuning.num_proxies", "proxy_tuning.z_loss", *_both("prior.weight")),
+            *("subject_tuning.snr_gamma", "subject_tuning.embedding.tokens"),
             *(f"{group}.{name}" for group in ("evaluation.student", "proxy_tuning.prior") for name in ("top_k", "temperature")),
             *_trainings("warmup_steps", "weight_decay", "clip_norm", "preview_every"),
         ),
@@ -79,7 +83,11 @@ RANGES: Sequence[tuple[str, Callable[[float], bool], Sequence[str]]] = (
     ("at least 0 and below 2**31", lambda x: 0 <= x < 2**31, ("seed",)),
     ("at least 0 and below 1", lambda x: 0 <= x < 1, ("proxy_tuning.dropout", *_trainings("beta1", "beta2", "ema_decay"))),
     ("from 0 to 1", lambda x: 0 <= x <= 1, ("proxy_tuning.class_dropout",)),
-    ("more than 0 and at most 1", lambda x: 0 < x <= 1, ("evaluation.student.top_p", "proxy_tuning.prior.top_p")),
+    (
+        "more than 0 and at most 1",
+        lambda x: 0 < x <= 1,
+        ("evaluation.student.top_p", "proxy_tuning.prior.top_p", "subject_tuning.embedding.fraction"),
+    ),
     ("from 1 to 25 (DreamBench's)", lambda x: 1 <= x <= 25, ("evaluation.num_prompts",)),
 )
 
@@ -152,10 +160,15 @@ def _choices(config: ConfigDict) -> list[str]:
         for stage in TUNINGS
         if config[stage].lora.base == "int8" and config[stage].mode != "lora"
     ]
-    if config.subject_tuning.lora.text_encoders and config.subject_tuning.mode != "lora":
-        problems.append("subject_tuning.lora.text_encoders is given, but subject_tuning.mode is not 'lora': only adapters go on text encoders")
+    problems += [
+        f"{name} is {_value(config, name)!r}, for which subject_tuning.mode must be 'lora', not {config.subject_tuning.mode!r}"
+        for name in ("subject_tuning.lora.text_encoders", "subject_tuning.embedding.tokens")
+        if _value(config, name) and config.subject_tuning.mode != "lora"
+    ]
     if config.supervisor.lora and config.subject_tuning.mode != "lora":
         problems.append("supervisor.lora is given, which takes the place of stage 1's LoRA, but subject_tuning.mode is not 'lora'")
+    if config.supervisor.lora and config.subject_tuning.embedding.tokens:
+        problems.append("supervisor.lora is given, so that nothing is trained: subject_tuning.embedding.tokens must be 0")
     if config.subject_tuning.source == "proxies" and not config.proxies:
         problems.append("subject_tuning.source is 'proxies', but this run's own come after it: give --config.proxies=FOLDER, another run's set")
     return problems

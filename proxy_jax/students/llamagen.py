@@ -165,7 +165,7 @@ class LlamaGenStudent(TokenStudent):
         """The tokenizer's sizes, from the file beside the weights or from their shapes."""
         return hub.vq_config(open_tensors(self.vq), self.vq)
 
-    def save_decoder(self, model: LlamaGen, folder: Path) -> None:
+    def save_model(self, model: LlamaGen, folder: Path) -> None:
         """Writes the whole decoder with the official names, and its sizes beside it."""
         save(model, self.table, self.saved(folder))
         hub.write_json(folder / "gpt.json", dataclasses.asdict(self.config))

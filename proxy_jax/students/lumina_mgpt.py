@@ -202,7 +202,7 @@ class LuminaMGPTStudent(TokenStudent):
         """The image tokenizer's sizes."""
         return chameleon_vqgan.read_config(self.vq)
 
-    def save_decoder(self, model: Chameleon, folder: Path) -> None:
+    def save_model(self, model: Chameleon, folder: Path) -> None:
         """Writes a folder of the same kind as the base's: what lies beside its weights, and in them what is not the decoder's, is copied."""
         before = open_tensors(self.base)
         shapes = {name: shape for name, shape in before.shapes().items() if name.startswith(chameleon.VQ_PREFIX)}

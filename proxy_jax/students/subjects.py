@@ -6,13 +6,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file
 
 from proxy_jax import sharding
-from proxy_jax.models.layers import SubjectEmbed
+from proxy_jax.models.layers import subject_embed
 from proxy_jax.weights.tensors import write_safetensors
 
 FILE = "subject_embed.safetensors"
@@ -38,7 +37,7 @@ def start(model: nnx.Module, pieces: Pieces, rows: np.ndarray, features: np.ndar
     numbers = np.arange(1, 1 + sum(map(len, pieces.values())))
     if set(numbers) - set(np.unique(rows)):
         raise ValueError(f"no prompt holds all of the tokens {tuple(pieces)}")
-    _attach(model, np.stack([features[rows == number].mean(0) for number in numbers]))
+    model.subject_embed = subject_embed(np.stack([features[rows == number].mean(0) for number in numbers]))
 
 
 def save(model: nnx.Module, pieces: Pieces, folder: Path) -> None:
@@ -51,8 +50,4 @@ def save(model: nnx.Module, pieces: Pieces, folder: Path) -> None:
 def load(model: nnx.Module, pieces: Pieces, folder: Path) -> None:
     """Puts the features that `save` wrote on `model`."""
     learned = load_file(folder / FILE)
-    _attach(model, np.concatenate([learned[token] for token in pieces]))
-
-
-def _attach(model: nnx.Module, features: np.ndarray) -> None:
-    model.subject_embed = SubjectEmbed(jnp.asarray(features, jnp.float32), axes=("position", "embed"))
+    model.subject_embed = subject_embed(np.concatenate([learned[token] for token in pieces]))

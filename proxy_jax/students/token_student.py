@@ -90,25 +90,16 @@ class TokenStudent(abc.ABC):
     def load_model(self, dtype_of: Callable[[str], Any], tuned: Path | None = None) -> nnx.Module:
         """The decoder to tune or draw from; tuned: a folder that `save_model` wrote, in place of the base weights."""
         path, config = self.base if tuned is None else self.saved(tuned), self.config
-        model = load(
+        return load(
             lambda: self.model_class(config, compute=self.compute, rngs=nnx.Rngs(0)),
             self.table,
             open_tensors(path),
             dtype_of=dtype_of,
             source=str(path),
         )
-        if tuned is not None and self.tokens:
-            subjects.load(model, self.pieces, tuned)
-        return model
-
-    def save_model(self, model: nnx.Module, folder: Path) -> None:
-        """Writes the whole decoder in its official layout and, with `tokens`, their learned features in a file of their own."""
-        self.save_decoder(model, folder)
-        if self.tokens:
-            subjects.save(model, self.pieces, folder)
 
     @abc.abstractmethod
-    def save_decoder(self, model: nnx.Module, folder: Path) -> None:
+    def save_model(self, model: nnx.Module, folder: Path) -> None:
         """Writes the whole decoder in its official layout."""
 
     @abc.abstractmethod
@@ -121,6 +112,16 @@ class TokenStudent(abc.ABC):
         Raises ValueError if a token stands in none of them.
         """
         subjects.start(model, self.pieces, text["subject_rows"], self.text_features(model, text))
+
+    def save_subjects(self, model: nnx.Module, folder: Path) -> None:
+        """Writes the learned features of `tokens`, if there are any, into a file of their own."""
+        if self.tokens:
+            subjects.save(model, self.pieces, folder)
+
+    def load_subjects(self, model: nnx.Module, folder: Path) -> None:
+        """Puts the features that `save_subjects` wrote on the model."""
+        if self.tokens:
+            subjects.load(model, self.pieces, folder)
 
 
 def of_config(fields: Any, tuning: Any, compute: Compute, locate: Callable[[str], Path], tokens: Sequence[str]) -> dict[str, Any]:

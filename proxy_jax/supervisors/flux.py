@@ -18,7 +18,7 @@ from proxy_jax.models import parameters
 from proxy_jax.models.flux import PATCH, FluxConfig, FluxTransformer
 from proxy_jax.models.layers import Compute, split_keys
 from proxy_jax.supervisors import noise
-from proxy_jax.supervisors.latent import LatentSupervisor, Text, start_noise
+from proxy_jax.supervisors.latent import LatentSupervisor, NewTokens, Text, of_config, start_noise
 from proxy_jax.weights import flux, hub
 
 TRAIN_GUIDANCE = 1.0  # diffusers' command for the DreamBooth LoRA of FLUX.1-dev; its script's default is 3.5
@@ -150,16 +150,12 @@ class FluxSupervisor(LatentSupervisor):
         return sample_latents(model, text, seed, indices, shape=self.latent_shape, ends=self.shift.ends, **options)
 
 
-def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Callable[[str], Path]) -> FluxSupervisor:
+def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Callable[[str], Path], new_tokens: NewTokens | None) -> FluxSupervisor:
     """The supervisor that the config's `supervisor` and `subject_tuning` describe; locate: from a checkpoint's name to its folder."""
     supervisor = FluxSupervisor(
-        folder=locate(fields.checkpoint),
-        resolution=fields.resolution,
-        vae_tile=fields.vae_tile,
-        tune_text=bool(tuning.lora.text_encoders),
+        **of_config(fields, tuning, compute, locate, new_tokens),
         max_sequence_length=fields.max_sequence_length,
         weighting=noise.Weighting(tuning.weighting),
-        compute=compute,
     )
     supervisor.check_resolution(PATCH)
     return supervisor

@@ -3,27 +3,38 @@
 import abc
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
+from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
 from proxy_jax import sharding
 from proxy_jax.models import parameters
 from proxy_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from proxy_jax.models.clip import CLIPText, CLIPTextConfig
-from proxy_jax.models.layers import Compute
+from proxy_jax.models.layers import Compute, subject_embed
 from proxy_jax.models.t5 import T5Config, T5Encoder
 from proxy_jax.supervisors import noise
 from proxy_jax.weights import autoencoder_kl, clip, hub, t5
 from proxy_jax.weights.table import Part, Table
+from proxy_jax.weights.tensors import write_safetensors
 
 Text = Mapping[str, jax.Array]  # the text columns of a batch
+EMBEDDINGS_FILE = "learned_embeds.safetensors"  # diffusers' name for one
+EMBEDDINGS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # a text encoder's tensor in it, as diffusers' advanced scripts have it
+
+
+def _token_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> np.ndarray:
+    """Token ids [n, length] int32, padded and truncated."""
+    return tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="np")["input_ids"].astype(np.int32)
 
 
 @parameters.jit
@@ -110,6 +121,14 @@ def start_noise(seed: jax.Array, indices: jax.Array, shape: tuple[int, ...]) -> 
     return noise.unit_noise(jax.vmap(jax.random.fold_in, (None, 0))(seed, indices), shape)
 
 
+class NewTokens(NamedTuple):
+    """Tokens, `count` in a row, that a word stands for in the CLIP text encoders. Their embeddings are learned; they start from `start`'s."""
+
+    word: str
+    count: int
+    start: str
+
+
 class WithTextEncoders(nnx.Module):
     """A denoiser and its CLIP text encoders, to be tuned together; each under the name of its folder."""
 
@@ -123,8 +142,8 @@ class LatentSupervisor(abc.ABC):
     """A diffusers checkpoint as a learner (see proxy_jax/stages/tuning.py for the protocol); prompts, loss and sampling are a family's own.
 
     folder: in the diffusers layout; resolution: in pixels; vae_tile: the side of decoding's tiles, in pixels, 0: whole pictures.
-    tune_text: the CLIP text encoders are tuned too: they are part of the model then, and the text columns are their token ids and T5's
-    states. Else all text encoders run once over the prompts. Parts load when first needed.
+    tune_text: the CLIP text encoders are tuned too, which new_tokens need: they are part of the model then, and the text columns are their
+    token ids and T5's states. Else all text encoders run once over the prompts. Parts load when first needed.
     """
 
     folder: Path
@@ -132,6 +151,7 @@ class LatentSupervisor(abc.ABC):
     compute: Compute
     vae_tile: int = 0
     tune_text: bool = False
+    new_tokens: NewTokens | None = None
 
     lora_prefix: ClassVar[str]  # in adapter files; the name of the denoiser's folder too
     model_class: ClassVar[type[nnx.Module]]
@@ -158,18 +178,16 @@ class LatentSupervisor(abc.ABC):
         """The denoiser and, if they are tuned too, the text encoders."""
         if not self.tune_text:
             return [Part(model, self.table, self.lora_prefix)]
-        encoders = [(name, getattr(model, name)) for name in self.clips]
-        return [
-            Part(getattr(model, self.lora_prefix), self.table, self.lora_prefix),
-            *(
-                Part(encoder, clip.text_table(encoder.config, projection=self.clips[name]), name, f"lora_te{number}_")
-                for number, (name, encoder) in enumerate(encoders, 1)
-            ),
-        ]
+        found = [Part(getattr(model, self.lora_prefix), self.table, self.lora_prefix)]
+        for number, (name, projection) in enumerate(self.clips.items(), 1):
+            encoder = getattr(model, name)
+            found.append(Part(encoder, clip.text_table(encoder.config, projection=projection), name, f"lora_te{number}_"))
+        return found
 
     def text_settings(self) -> dict[str, Any]:
-        """What of the settings of `encoders` says that the text encoders are tuned."""
-        return {"clip": "token ids"} if self.tune_text else {}
+        """What of the settings of `encoders` says that the text encoders are tuned, and on which tokens."""
+        found = {"clip": "token ids"} if self.tune_text else {}
+        return found | ({"new_tokens": list(self.new_tokens)} if self.new_tokens else {})
 
     def crop_columns(self, crops: np.ndarray) -> dict[str, np.ndarray]:
         """Picture columns that depend on how each was cropped: none, as most models are not told."""
@@ -179,10 +197,9 @@ class LatentSupervisor(abc.ABC):
         """The dtype of every variable of a frozen encoder: the run's compute dtype."""
         return self.compute.dtype
 
-    def tokenize(self, tokenizer: str, prompts: Sequence[str], length: int) -> np.ndarray:
-        """Token ids [n, length] by the tokenizer of that folder, padded and truncated."""
-        tokenizer = AutoTokenizer.from_pretrained(self.folder / tokenizer)
-        return tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="np")["input_ids"]
+    def tokenizer_of(self, text_encoder: str) -> Any:
+        """The tokenizer of the text encoder in that folder."""
+        return AutoTokenizer.from_pretrained(self.folder / text_encoder.replace("text_encoder", "tokenizer"))
 
     def load_clip(self, name: str, dtype_of: Callable[[str], Any]) -> CLIPText:
         """The CLIP text encoder in the folder `name`, one of `clips`."""
@@ -191,9 +208,22 @@ class LatentSupervisor(abc.ABC):
         return hub.load_pretrained(self.folder / name, model_class, CLIPTextConfig, names, compute=self.compute, dtype_of=dtype_of)
 
     def token_ids(self, name: str, prompts: Sequence[str]) -> np.ndarray:
-        """Token ids [n, length] int32 of the CLIP text encoder in the folder `name`."""
-        length = hub.config_from(CLIPTextConfig, self.folder / name / "config.json").max_position_embeddings
-        return self.tokenize(name.replace("text_encoder", "tokenizer"), prompts, length).astype(np.int32)
+        """Token ids [n, length] int32 of the CLIP text encoder in the folder `name`; those of new tokens go on from its vocabulary's."""
+        config, tokenizer = hub.config_from(CLIPTextConfig, self.folder / name / "config.json"), self.tokenizer_of(name)
+        if not self.new_tokens:
+            return _token_ids(tokenizer, prompts, config.max_position_embeddings)
+        known, names = len(tokenizer), [f"<s{number}>" for number in range(self.new_tokens.count)]
+        tokenizer.add_tokens(names)
+        word = re.compile(rf"(?<!\w){re.escape(self.new_tokens.word)}(?!\w)", re.IGNORECASE)
+        ids = _token_ids(tokenizer, [word.sub("".join(names), prompt) for prompt in prompts], config.max_position_embeddings)
+        return np.where(ids < known, ids, ids - known + config.vocab_size)
+
+    def first_embeddings(self, name: str, encoder: CLIPText) -> np.ndarray:
+        """The embeddings [count, width] float32 that new tokens start from: of the pieces of their start word in turn (diffusers)."""
+        pieces = self.tokenizer_of(name)(self.new_tokens.start, add_special_tokens=False)["input_ids"]
+        ids = np.resize(pieces, self.new_tokens.count)
+        take = jax.jit(lambda table: table[ids].astype(jnp.float32))
+        return sharding.to_host(sharding.apply(take, parameters.value(encoder.token_embed.embedding)))
 
     def clip(self, name: str, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Penultimate states [n, length, width] and pooled text [n, width], float32, of the encoder `name`, which is loaded, run and freed."""
@@ -205,7 +235,7 @@ class LatentSupervisor(abc.ABC):
         """T5's states [n, length, width], float32, of text_encoder<number>, which is loaded, run and freed."""
         folder, dtype_of = self.folder / f"text_encoder{number}", self.in_compute_dtype
         encoder = hub.load_pretrained(folder, T5Encoder, T5Config, t5.table, compute=self.compute, dtype_of=dtype_of)
-        ids = self.tokenize(f"tokenizer{number}", prompts, length)
+        ids = _token_ids(self.tokenizer_of(f"text_encoder{number}"), prompts, length)
         return np.concatenate([sharding.to_host(_encode_t5(encoder, ids[i : i + 1])) for i in range(len(ids))])
 
     def t5_states(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -227,9 +257,9 @@ class LatentSupervisor(abc.ABC):
         """The denoiser, and the columns with what it sees of the prompts: where the text encoders are tuned they run here."""
         if not self.tune_text:
             return model, columns
-        states, pooled = zip(*(_encode_clip(getattr(model, name), columns[name]) for name in self.clips), strict=True)
-        t5 = {name: column for name, column in columns.items() if name == "t5"}
-        others = {name: column for name, column in columns.items() if name not in self.clips and name not in t5}
+        others = dict(columns)
+        states, pooled = zip(*(_encode_clip(getattr(model, name), others.pop(name)) for name in self.clips), strict=True)
+        t5 = {"t5": others.pop("t5")} if "t5" in others else {}
         return getattr(model, self.lora_prefix), others | sharding.apply(self.combine, states, pooled, **t5)
 
     @functools.cached_property
@@ -264,12 +294,29 @@ class LatentSupervisor(abc.ABC):
         denoiser = hub.load_pretrained(folder, self.model_class, self.config_class, self.names, compute=self.compute, dtype_of=dtype_of)
         if not self.tune_text:
             return denoiser
-        return WithTextEncoders(**{self.lora_prefix: denoiser}, **{name: self.load_clip(name, dtype_of) for name in self.clips})
+        encoders = {name: self.load_clip(name, dtype_of) for name in self.clips}
+        if self.new_tokens:
+            for name, encoder in encoders.items():
+                encoder.subject_embed = subject_embed(self.first_embeddings(name, encoder))
+        return WithTextEncoders(**{self.lora_prefix: denoiser}, **encoders)
 
     def save_model(self, model: nnx.Module, folder: Path) -> None:
         """Writes the whole denoiser as a folder of the diffusers pipeline."""
         config = hub.read_json(self.base / "config.json")
         hub.save_pretrained(model, self.table, folder / self.lora_prefix, config=config, filename="diffusion_pytorch_model.safetensors")
+
+    def save_subjects(self, model: nnx.Module, folder: Path) -> None:
+        """Writes the learned embeddings of new tokens, if there are any, as EMBEDDINGS_FILE: text encoder -> [count, width]."""
+        if self.new_tokens:
+            learned = {EMBEDDINGS[name]: sharding.to_host(getattr(model, name).subject_embed[...]) for name in self.clips}
+            write_safetensors(learned, folder / EMBEDDINGS_FILE, {"format": "pt"})
+
+    def load_subjects(self, model: nnx.Module, folder: Path) -> None:
+        """Puts the embeddings that `save_subjects` wrote on the model."""
+        if self.new_tokens:
+            learned = load_file(folder / EMBEDDINGS_FILE)
+            for name in self.clips:
+                getattr(model, name).subject_embed = subject_embed(learned[EMBEDDINGS[name]])
 
     @abc.abstractmethod
     def sample(
@@ -304,3 +351,17 @@ class LatentSupervisor(abc.ABC):
             if value % (units * self.vae_config.downsample):
                 multiples = f"multiples of {units * self.vae_config.downsample}"
                 raise hub.CheckpointError(f"supervisor.{field} is {value}; for {self.folder} it can be {multiples}")
+
+
+def of_config(
+    fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Callable[[str], Path], new_tokens: NewTokens | None
+) -> dict[str, Any]:
+    """The fields of a LatentSupervisor that the config's `supervisor` and `subject_tuning` describe."""
+    return dict(
+        folder=locate(fields.checkpoint),
+        resolution=fields.resolution,
+        vae_tile=fields.vae_tile,
+        tune_text=bool(tuning.lora.text_encoders or new_tokens),
+        new_tokens=new_tokens,
+        compute=compute,
+    )

@@ -17,7 +17,7 @@ from proxy_jax.models import parameters
 from proxy_jax.models.layers import Compute, split_keys
 from proxy_jax.models.mmdit import SD3Config, SD3Transformer
 from proxy_jax.supervisors import noise
-from proxy_jax.supervisors.latent import LatentSupervisor, Text, guided, start_noise
+from proxy_jax.supervisors.latent import LatentSupervisor, NewTokens, Text, guided, of_config, start_noise
 from proxy_jax.weights import hub, mmdit
 
 
@@ -115,18 +115,14 @@ class SD3Supervisor(LatentSupervisor):
         return sample_latents(model, text, unconditional, seed, indices, shape=self.latent_shape, shift=self.shift, **options)
 
 
-def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Callable[[str], Path]) -> SD3Supervisor:
+def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Callable[[str], Path], new_tokens: NewTokens | None) -> SD3Supervisor:
     """The supervisor that the config's `supervisor` and `subject_tuning` describe; locate: from a checkpoint's name to its folder."""
     supervisor = SD3Supervisor(
-        folder=locate(fields.checkpoint),
-        resolution=fields.resolution,
-        vae_tile=fields.vae_tile,
-        tune_text=bool(tuning.lora.text_encoders),
+        **of_config(fields, tuning, compute, locate, new_tokens),
         max_sequence_length=fields.max_sequence_length,
         with_t5=fields.t5,
         weighting=noise.Weighting(tuning.weighting),
         precondition_outputs=tuning.precondition_outputs,
-        compute=compute,
     )
     supervisor.check_resolution(supervisor.config.patch_size)
     return supervisor

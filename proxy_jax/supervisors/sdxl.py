@@ -19,7 +19,7 @@ from proxy_jax.models.layers import Compute, split_keys
 from proxy_jax.models.unet import UNet, UNetConfig
 from proxy_jax.supervisors import diffusion, noise
 from proxy_jax.supervisors.diffusion import Schedule
-from proxy_jax.supervisors.latent import LatentSupervisor, Text, guided, start_noise
+from proxy_jax.supervisors.latent import LatentSupervisor, NewTokens, Text, guided, of_config, start_noise
 from proxy_jax.weights import hub, unet
 
 
@@ -131,16 +131,12 @@ class SDXLSupervisor(LatentSupervisor):
         return sample_latents(model, text, unconditional, seed, indices, **fixed, **options)
 
 
-def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Callable[[str], Path]) -> SDXLSupervisor:
+def make(fields: ConfigDict, tuning: ConfigDict, compute: Compute, locate: Callable[[str], Path], new_tokens: NewTokens | None) -> SDXLSupervisor:
     """The supervisor that the config's `supervisor` and `subject_tuning` describe; locate: from a checkpoint's name to its folder."""
     supervisor = SDXLSupervisor(
-        folder=locate(fields.checkpoint),
-        resolution=fields.resolution,
-        vae_tile=fields.vae_tile,
-        tune_text=bool(tuning.lora.text_encoders),
+        **of_config(fields, tuning, compute, locate, new_tokens),
         sampler=fields.sampler,
         snr_gamma=tuning.snr_gamma,
-        compute=compute,
     )
     supervisor.check_resolution(2 ** (len(supervisor.config.block_out_channels) - 1))
     return supervisor

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -61,7 +62,7 @@ def fit(
     directory: Path,
     seed: int,
     preview: Callable[[nnx.Module, int], None] | None = None,
-    rate_of: Callable[[str], float] | None = None,
+    overrides: Mapping[str, optimizer.Override] = MappingProxyType({}),
 ) -> nnx.Module:
     """Trains the variables of `model` for which trainable(name, variable) holds, and returns the trained model.
 
@@ -71,7 +72,7 @@ def fit(
     config: the `training` fields of configs/base.py. directory: receives checkpoints/, metrics.jsonl and tensorboard/. If it
     holds a checkpoint, the run goes on from there and ends bit-identical to an uninterrupted one; a finished run returns at once.
     preview(model, step): called every `config.preview_every` steps, after step `step`, with the model as it would be returned.
-    rate_of(name): by what a trained variable's learning rate is multiplied; None: all have the same.
+    overrides: of some trained variables, by name, what the optimizer does otherwise with them.
     `model` is used up: its trained arrays are donated to the first step. Runs on the mesh in use (proxy_jax/sharding.py).
     Several processes each bring their share of the batch's rows (sharding.batch_share). A run that is told to stop saves after the step
     under way and raises processes.Preempted.
@@ -79,7 +80,7 @@ def fit(
     the latest one step after a loss or gradient that is not finite; that update is not applied, nor is anything saved after it.
     """
     mesh = sharding.current()
-    skeleton, params, frozen, transform, shapes, layouts, update = prepare(model, loss_fn, config=config, trainable=trainable, rate_of=rate_of)
+    skeleton, params, frozen, transform, shapes, layouts, update = prepare(model, loss_fn, config=config, trainable=trainable, overrides=overrides)
     held = {"frozen weights": frozen, "trained weights": shapes.params, "optimizer": shapes.optimizer, "moving average": shapes.ema}
     logging.info("memory a device: %s", ", ".join(f"{name} {mebibytes(arrays):.2f} MiB" for name, arrays in held.items() if arrays))
 
@@ -131,12 +132,19 @@ class Prepared(NamedTuple):
     update: Any
 
 
-def prepare(model: nnx.Module, loss_fn: Loss, *, config: ConfigDict, trainable: Trainable, rate_of: Callable[[str], float] | None = None) -> Prepared:
+def prepare(
+    model: nnx.Module,
+    loss_fn: Loss,
+    *,
+    config: ConfigDict,
+    trainable: Trainable,
+    overrides: Mapping[str, optimizer.Override] = MappingProxyType({}),
+) -> Prepared:
     """All of `fit` that comes before the first step, on the mesh in use; arguments as there. `model` may hold shapes: then so does the result."""
     mesh = sharding.current()
     skeleton = parameters.abstract(model)
     params, frozen, axes = split(model, trainable, mesh)
-    transform = optimizer.make(config, axes, {name: rate_of(name) for name in params} if rate_of else {})
+    transform = optimizer.make(config, axes, overrides)
     shapes, layouts = state_layouts(params, axes, transform, config, mesh)
     update = update_step(skeleton, loss_fn, transform, config, layouts)
     return Prepared(skeleton, params, frozen, transform, shapes, layouts, update)

@@ -1,8 +1,10 @@
 """AdamW with warm-up schedules, as in torch and diffusers, over a flat dict of float32 arrays."""
 
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,18 +46,46 @@ def decays(axes: Sequence[str]) -> bool:
     return sum(axis != "layers" for axis in axes) >= 2
 
 
-def make(config: ConfigDict, axes: Mapping[str, Sequence[str]], rates: Mapping[str, float] = MappingProxyType({})) -> optax.GradientTransformation:
+class Override(NamedTuple):
+    """What is a parameter's own: a factor of the learning rate, after how many steps it stays as it is, and a standard deviation to keep to.
+
+    The last, if it is not 0: after each step the parameter is multiplied by (std / its standard deviation)^0.1, as diffusers' scripts for
+    pivotal tuning do with the embeddings of new tokens.
+    """
+
+    rate: float = 1.0
+    steps: float = math.inf
+    std: float = 0.0
+
+
+def make(
+    config: ConfigDict, axes: Mapping[str, Sequence[str]], overrides: Mapping[str, Override] = MappingProxyType({})
+) -> optax.GradientTransformation:
     """AdamW for parameters {name: float32 array} with logical axes {name: axes}.
 
     Gradients are clipped to a global norm of `config.clip_norm` (0: not clipped). Weight decay is decoupled (torch's AdamW)
-    and leaves out biases and norm scales. rates: of some parameters, by what the learning rate is multiplied. Raises ValueError on an
-    unknown schedule.
+    and leaves out biases and norm scales. overrides: of some parameters. Raises ValueError on an unknown schedule.
     """
-    slowed = optax.stateless(lambda updates, _: {name: update * rates.get(name, 1.0) for name, update in updates.items()})
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon, mu_dtype=jnp.float32),
         optax.add_decayed_weights(config.weight_decay, mask={name: decays(names) for name, names in axes.items()}),
         optax.scale_by_learning_rate(schedule(config)),
-        *([slowed] if rates else []),
+        *([_overridden(overrides)] if overrides else []),
     )
+
+
+def _overridden(overrides: Mapping[str, Override]) -> optax.GradientTransformation:
+    """Changes the final updates of some parameters as their `Override` says. Its state is the number of steps done."""
+
+    def update(updates: dict[str, jax.Array], step: jax.Array, params: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array]:
+        def changed(name: str, rate: float, steps: float, std: float) -> jax.Array:
+            change = updates[name] * rate
+            if std:
+                new = params[name] + change
+                change = new * (std / jnp.std(new, ddof=1)) ** 0.1 - params[name]
+            return jnp.where(step < steps, change, 0.0)
+
+        return updates | {name: changed(name, *values) for name, values in overrides.items()}, step + 1
+
+    return optax.GradientTransformation(lambda params: jnp.zeros([], jnp.int32), update)

@@ -18,7 +18,7 @@ from proxy_jax.data import loader
 from proxy_jax.models import parameters
 from proxy_jax.stages import learners, random_weights
 from proxy_jax.supervisors import diffusion, noise
-from proxy_jax.supervisors.latent import LatentSupervisor
+from proxy_jax.supervisors.latent import EMBEDDINGS, EMBEDDINGS_FILE, LatentSupervisor, NewTokens
 from proxy_jax.training import lora
 from proxy_jax.weights.table import save
 
@@ -616,6 +616,52 @@ def test_files_with_adapters_on_text_encoders(pipe, tuned, with_text, said, draw
             assert family.name != "sdxl" or psnr(draw_theirs(pipe), with_text.pictures) > 60
         finally:
             pipe.unload_lora_weights()
+
+
+def test_new_tokens(pipe, learner, family, tmp_path):
+    """They start from the class noun's embeddings; diffusers (of SD3, transformers), given our file, makes the same of prompts with them.
+
+    The end token is found as with the published configs, whose eos_token_id is 2.
+    """
+    import torch
+
+    prompts = ["a photo of sks dog", "A Red-Haired SKS, on the beach at 7:30!", "a dog"]
+    tuned = dataclasses.replace(learner, tune_text=True, new_tokens=NewTokens("sks", 2, "toy"))
+    start, model = (tuned.load_model(lambda name: jnp.float32) for _ in range(2))
+    rng = np.random.default_rng(5)
+    learned = {f"{name}.subject_embed": jnp.asarray(0.1 * rng.standard_normal((2, 32)), jnp.float32) for name in tuned.clips}
+    tuned.save_subjects(parameters.with_arrays(model, learned), tmp_path)
+    tuned.load_subjects(model, tmp_path)
+
+    parts = {name: part for name, part in pipe.components.items() if not name.startswith(("text_encoder", "tokenizer"))}
+    theirs = type(pipe).from_pretrained(learner.folder, **parts)
+    for name in tuned.clips:
+        encoder, tokenizer = getattr(theirs, name), getattr(theirs, name.replace("text_encoder", "tokenizer"))
+        pieces = tokenizer("toy", add_special_tokens=False).input_ids
+        first = encoder.get_input_embeddings().weight.detach().numpy()[pieces[:2]]
+        np.testing.assert_array_equal(getattr(start, name).subject_embed[...], first)
+        rows = torch.from_numpy(load_file(tmp_path / EMBEDDINGS_FILE)[EMBEDDINGS[name]])
+        if family.name in ("sdxl", "flux"):
+            theirs.load_textual_inversion(rows, token="<sks>", text_encoder=encoder, tokenizer=tokenizer)
+        else:
+            tokenizer.add_tokens(["<sks>", "<sks>_1"])
+            encoder.resize_token_embeddings(len(tokenizer)).weight.data[-2:] = rows
+        for module in (*encoder.modules(), getattr(model, name)):
+            if hasattr(module, "eos_token_id"):
+                module.eos_token_id = 2
+        getattr(model, name).config = dataclasses.replace(getattr(model, name).config, eos_token_id=2)
+    asked = [re.sub("(?i)sks", "<sks>" if family.name in ("sdxl", "flux") else "<sks><sks>_1", prompt) for prompt in prompts]
+    asked = [prompts if name.startswith("T5") else asked for name in family.tokenizers]
+    guidance = {} if family.name == "flux" else {"do_classifier_free_guidance": False}
+    with torch.no_grad():
+        found = theirs.encode_prompt(*asked, **guidance, **family.length)
+    expected = {"prompt_embeds": found[0].numpy(), "pooled": found[1 if family.name == "flux" else 2].numpy()}
+    text = tuned.encode_prompts(prompts)
+    (_, ours), (_, before) = tuned.conditioned(model, text), tuned.conditioned(start, text)
+    for name, values in expected.items():
+        np.testing.assert_allclose(ours[name], values, atol=1e-4, err_msg=name)
+    assert np.abs(ours["pooled"][:2] - before["pooled"][:2]).max(axis=1).min() > 1e-2
+    assert np.array_equal(ours["pooled"][2], before["pooled"][2])
 
 
 def test_merged_adapters_and_the_whole_export(pipe, learner, draw, draw_theirs, adapted, adapted_pictures, base, family, tmp_path):

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 # layers of two text encoders; of FLUX.1 twelve in each of two double blocks and three in each of two single ones
 FAMILIES = {"sdxl": 4 * 2 * 8 + 2 * 2 * 4, "flux": 2 * 12 + 2 * 3}
 FLAGS = {
-    "sdxl": [r"--config.subject_tuning.lora.text_encoders=blocks\.(q|k|v|o)"],
+    "sdxl": [r"--config.subject_tuning.lora.text_encoders=blocks\.(q|k|v|o)", "--config.subject_tuning.embedding.tokens=2"],
     # as it would be on a small card
     "flux": ["--config.subject_tuning.lora.base=int8", "--config.proxy_tuning.lora.base=int8", "--config.supervisor.vae_tile=16"],
 }

@@ -46,6 +46,7 @@ def test_pictures_keep_their_prompts_among_many(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "count", lambda *args: 0)
     monkeypatch.setattr(tuning.lora, "save", lambda *args, **options: None)
     stage = smoke.get_config().proxy_tuning
+    learner.save_subjects = lambda model, folder: None
     learner.parts, learner.lora_prefix, learner.loss = lambda model: [Part(model, Table(()), "")], "", None
     common = dict(stage=stage, batch_size=50_000, seed=0, folder=tmp_path, cache=tmp_path / "cache")
     tuning.tune(learner, pictures[:count], prompts[:count], **common)
@@ -217,6 +218,11 @@ def test_several_subjects_each_with_its_own_words(runs, tmp_path):
         ({"subjects": ("token=zwx,token=qov,class_noun=cat,photos=a",)}, "is not token=WORD"),
         ({"subjects": ("token=sks,class_noun=cat,photos=a",)}, "each subject needs a token of its own, not sks, sks"),
         ({"subjects": ("token=<x>,class_noun=cat,photos=a",)}, "the token of subjects[0] is '<x>', but llamagen reads 'a <x> dog' as 'a dog'"),
+        (
+            {"subject_tuning.embedding.tokens": 2, "subject_tuning.mode": "full"},
+            "subject_tuning.embedding.tokens is 2, for which subject_tuning.mode must be 'lora', not 'full'",
+        ),
+        ({"subject_tuning.embedding.tokens": 2, "supervisor.lora": "x"}, "nothing is trained: subject_tuning.embedding.tokens must be 0"),
         ({"subject_tuning.source": "proxy"}, "subject_tuning.source is 'proxy'; it can be proxies or photos"),
         ({"proxy_tuning.num_proxies": -1}, "proxy_tuning.num_proxies is -1; it must be at least 0"),
         ({"proxy_tuning.prior.weight": 1.0, "proxy_tuning.prior.num_images": 0}, "proxy_tuning.prior.num_images is 0; it must be at least 1"),
@@ -266,7 +272,7 @@ def test_a_lora_from_elsewhere_takes_the_place_of_stage_1(runs, tmp_path):
         main.run(config, workdir, ["subject_tuning"])
     assert "supervisor.lora is given, which takes the place of stage 1's LoRA, but subject_tuning.mode" in str(caught.value)
     assert "subject_tuning.lora.base is 'int8', which cannot be trained" in str(caught.value)
-    assert "subject_tuning.lora.text_encoders is given, but subject_tuning.mode is not 'lora'" in str(caught.value)
+    assert "subject_tuning.lora.text_encoders is 'blocks', for which subject_tuning.mode must be 'lora', not 'full'" in str(caught.value)
     config.subject_tuning.lora.base, config.subject_tuning.lora.text_encoders = "compute", ""
     config.subject_tuning.mode = "lora"
     config.supervisor.lora = str(tmp_path / "text.safetensors")

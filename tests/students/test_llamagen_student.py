@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from proxy_jax.models import parameters
-from proxy_jax.models.layers import Compute, SubjectEmbed
+from proxy_jax.models.layers import Compute, subject_embed
 from proxy_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from proxy_jax.students.decoding import Sampling, guide
 from proxy_jax.students.llamagen import LlamaGenStudent, caption_of, generate, left_pad
@@ -61,7 +61,7 @@ def test_learned_features_stand_in_their_places_only(model, captions):
     rows[0, 4:6], rows[2, 3] = (1, 2), 2
     learned = np.random.default_rng(3).normal(size=(2, CONFIG.caption_dim)).astype(np.float32)
     own = LlamaGen(CONFIG, compute=Compute(remat="none"), rngs=nnx.Rngs(0))
-    own.subject_embed = SubjectEmbed(jnp.asarray(learned), axes=("position", "embed"))
+    own.subject_embed = subject_embed(learned)
     expected = caption.copy()
     expected[0, 4:6], expected[2, 3] = learned, learned[1]
     text = {"caption": caption, "caption_mask": mask, "subject_rows": rows}

@@ -261,7 +261,9 @@ def test_a_subjects_embedding_is_learned_in_its_places(folder, model, tmp_path):
     after = student.loss(own, batch, jax.random.key(0))
     assert abs(after - before)[0] > 1e-3 and abs(after - before)[1] < 1e-5
     student.save_model(own, tmp_path)
+    student.save_subjects(own, tmp_path)
     again = student.load_model(lambda name: jnp.float32, tuned=tmp_path)
+    student.load_subjects(again, tmp_path)
     for name, value in parameters.arrays(own).items():
         np.testing.assert_array_equal(parameters.arrays(again)[name], value)
 

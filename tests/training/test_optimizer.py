@@ -52,12 +52,14 @@ def test_schedule_landmarks():
 
 
 def test_adamw_against_torch():
-    """AdamW with clipping, decay and a rate of its own gives torch's numbers; decay leaves out biases and stacked norm scales."""
+    """AdamW with clipping, decay and what is a parameter's own gives torch's numbers; decay leaves out biases and stacked norm scales."""
     torch = pytest.importorskip("torch", reason="the oracle is torch")
     config = base.training(steps=6, learning_rate=1e-2, beta2=0.95, weight_decay=0.3, clip_norm=2.0, schedule="linear", warmup_steps=2)
     params = {name: torch.nn.Parameter(torch.from_numpy(value)) for name, value in numbers(0).items()}
-    rates, decay = {"blocks.q.kernel": 0.25}, {"blocks.q.kernel": 0.3}
-    groups = [{"params": [p], "weight_decay": decay.get(name, 0.0), "factor": rates.get(name, 1.0)} for name, p in params.items()]
+    overrides, decay = {"blocks.q.kernel": optimizer.Override(0.25, steps=4, std=1.5), "out.bias": optimizer.Override(0.5)}, {"blocks.q.kernel": 0.3}
+    groups = [
+        {"params": [p], "weight_decay": decay.get(name, 0.0), "override": overrides.get(name, optimizer.Override())} for name, p in params.items()
+    ]
     adamw = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.3)
     rate = optimizer.schedule(config)
     for step in range(6):
@@ -65,9 +67,11 @@ def test_adamw_against_torch():
             params[name].grad = torch.from_numpy(grad)
         torch.nn.utils.clip_grad_norm_(params.values(), 2.0)
         for group in adamw.param_groups:
-            group["lr"] = float(rate(step)) * group["factor"]
+            group["lr"] = float(rate(step)) * group["override"].rate * (step < group["override"].steps)
         adamw.step()
-    ours = updated(config, 6, 3.0, rates=rates)
+        if step < 4:
+            params["blocks.q.kernel"].data *= (1.5 / params["blocks.q.kernel"].data.std()) ** 0.1
+    ours = updated(config, 6, 3.0, overrides=overrides)
     error = max(float(np.abs(ours[name] - params[name].detach().numpy()).max()) for name in SHAPES)
     print(f"AdamW against torch: {error:.1e}")
     assert error < 2e-6
