@@ -12,14 +12,18 @@ CHECKPOINTS = ROOT / "proxy_jax" / "checkpoints" / "micro"
 pytestmark = pytest.mark.skipif(not (CHECKPOINTS / "student" / "gpt.safetensors").is_file(), reason="the micro student is not trained yet")
 SMALL = {
     "subject_tuning.training.steps": 4,
+    "subject_tuning.training.batch_size": 4,
     "subject_tuning.training.preview_every": 2,
     "subject_tuning.prior.num_images": 8,
     "subject_tuning.prior.steps": 2,
-    "proxy_generation.num_images": 40,
+    "proxy_generation.num_images": 12,
+    "proxy_generation.batch_size": 12,
     "proxy_generation.steps": 2,
     "proxy_tuning.training.steps": 4,
+    "proxy_tuning.training.batch_size": 4,
     "proxy_tuning.training.preview_every": 2,
     "evaluation.num_prompts": 3,
+    "evaluation.batch_size": 6,
     "evaluation.images_per_prompt": 2,
     "evaluation.supervisor.steps": 2,
 }
