@@ -4,11 +4,11 @@ usage: python -m proxy_jax.main --config FILE --workdir FOLDER [--stages NAMES] 
        python -m proxy_jax.main --config FILE --preflight TOPOLOGY [--stages NAMES] [--config.FIELD=VALUE ...]
 
 examples:
+  python -m proxy_jax.main --config configs/micro.py --workdir runs/micro/dog6
   python -m proxy_jax.main --config configs/smoke.py --workdir runs/smoke
   python -m proxy_jax.main --config configs/sd3_llamagen.py --workdir runs/my_cat \\
       --config.subject.photos=photos/my_cat --config.subject.class_noun=cat --config.subject.live=True
   python -m proxy_jax.main --config configs/sd3_llamagen.py --workdir runs/dog6 --config.subject.dreambench=datasets/dreambench/dog6
-
   python -m proxy_jax.main --config configs/sd3_lumina_mgpt.py --preflight v5e:2x4 --config.mesh.auto=True
 
 stages, each of which writes into FOLDER/<stage>/:
@@ -22,7 +22,7 @@ stages, each of which writes into FOLDER/<stage>/:
 
 --preflight compiles the stages' programs for a TPU slice without having one, nor photos or weights, and prints what they need of it.
 TOPOLOGY is v4, v5e, v5p or v6e and a shape (v5e:2x4, v5p:2x2x1), or auto: the smallest that fits. With a --workdir, figures of
-programs that do not change are kept there. It takes libtpu: pip install "proxy_jax[preflight]".
+programs that do not change are kept there. It takes libtpu: pip install -e ".[preflight]".
 
 Run the same command again to resume: finished stages are skipped, an interrupted one goes on from its last checkpoint, and one
 whose inputs changed runs anew. Every field of the config can be set; configs/base.py lists them all with what they do.

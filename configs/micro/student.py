@@ -2,7 +2,7 @@
 
     python -m proxy_jax.main --config configs/micro/student.py --workdir runs/micro/student
 
-Hardware: 2 CPU cores, about an hour. The checkpoint that comes with the package learned its first 1400 steps in float32.
+Hardware: 2 CPU cores, about an hour and a half. The checkpoint that comes with the package learned its first 1400 steps in float32.
 """
 
 from ml_collections import ConfigDict

@@ -154,7 +154,7 @@ def devices(topology: str) -> Sequence[jax.Device]:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology, **dict(CHIPS[kind].options)).devices
     except Exception as error:  # jaxlib raises whatever it finds
         missing = "libtpu" in str(error) and "not" in str(error)
-        advice = "TPU programs are compiled by libtpu: pip install proxy_jax[preflight]" if missing else "libtpu knows no such topology"
+        advice = 'TPU programs are compiled by libtpu: pip install -e ".[preflight]"' if missing else "libtpu knows no such topology"
         raise StageError(f"--preflight={topology}: {advice} ({str(error)[:200]})") from error
 
 

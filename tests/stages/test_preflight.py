@@ -19,7 +19,7 @@ from proxy_jax.stages import meshes, preflight, program_costs
 from proxy_jax.stages.contract import StageError
 from proxy_jax.weights import hub, published
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install proxy_jax[preflight]")
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason='libtpu is not installed: pip install -e ".[preflight]"')
 STEP = "training step"
 WIDTH, LAYERS, ROWS = 256, 3, 8
 
