@@ -133,7 +133,7 @@ def test_a_missing_compiler_and_wrong_topologies_are_told(monkeypatch):
         raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology: libtpu.so not found")
 
     monkeypatch.setattr(preflight.topologies, "get_topology_desc", absent)
-    with pytest.raises(StageError, match=r"pip install proxy_jax\[preflight\]"):
+    with pytest.raises(StageError, match=r'pip install -e "\.\[preflight\]"'):
         preflight.devices("v5e:2x2")
     with pytest.raises(StageError, match="give KIND:SHAPE"):
         preflight.devices("v9:2x2")
