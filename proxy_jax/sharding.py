@@ -112,6 +112,11 @@ def current() -> Mesh | None:
     return _mesh
 
 
+def device() -> jax.Device:
+    """A device of the mesh in use, or of this process: which may be one that is only compiled for."""
+    return jax.devices()[0] if _mesh is None else _mesh.devices.flat[0]
+
+
 @contextlib.contextmanager
 def describe(record: Record) -> Iterator[None]:
     """Inside the block arrays on the mesh are shapes with their shardings, and programs go to `record` in place of being run.

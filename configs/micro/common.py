@@ -28,6 +28,7 @@ def pretraining(recipe: str, model: dict, checkpoints: str, **training) -> Confi
     config.stages = ("pretraining",)
     config.compute.dtype = "float32"
     config.compute.remat = "none"
+    config.compute.unroll = True
     generators(config, checkpoints)
     with config.unlocked():
         config.pretraining = base.pretraining()

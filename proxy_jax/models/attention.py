@@ -29,8 +29,7 @@ def attention(
     [batch, heads, q_length, k_length]; scale is head_dim**-0.5 by default. Returns q's shape and dtype.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    mesh = sharding.current()
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]  # which may be one that is only compiled for
+    device = sharding.device()
     if device.platform == "tpu" and fits_splash(q, k, start=start, biased=bias is not None):
         return splash(q, k, v, segments=segments, start=start, scale=scale)
     nvidia = device.platform == "gpu" and "cuda" in device.client.platform_version

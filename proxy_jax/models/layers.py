@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from proxy_jax import sharding
 from proxy_jax.models import parameters
 from proxy_jax.sharding import constrain
 
@@ -71,6 +72,33 @@ def scaled(y: jax.Array, scale: Buffer | None) -> jax.Array:
     return y if scale is None else (y * scale[...]).astype(y.dtype)
 
 
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., in] · kernel [in, out], in the dtype of x; the kernel is cast to it."""
+    kernel = kernel.astype(x.dtype)
+    if x.dtype == jnp.bfloat16 and sharding.device().platform == "cpu":
+        return _cpu_matmul(x, kernel)
+    return x @ kernel
+
+
+@jax.custom_vjp
+def _cpu_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The same, forward and backward in bfloat16 instructions: XLA uses a CPU's only where a product leaves as float32, and converts otherwise."""
+    return _product(x, kernel, (x.ndim - 1,), (0,))
+
+
+def _product(left: jax.Array, right: jax.Array, *contracted: tuple[int, ...]) -> jax.Array:
+    return jax.lax.dot_general(left, right, (contracted, ((), ())), preferred_element_type=jnp.float32).astype(left.dtype)
+
+
+def _cpu_matmul_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    rows = tuple(range(x.ndim - 1))
+    return _product(gradient, kernel, (x.ndim - 1,), (1,)), _product(x, gradient, rows, rows)
+
+
+_cpu_matmul.defvjp(lambda x, kernel: (_cpu_matmul(x, kernel), (x, kernel)), _cpu_matmul_backward)
+
+
 class Dense(nnx.Module):
     """y = x · kernel + bias, kernel [in, out], plus the adapter when one is attached (proxy_jax/training/lora.py)."""
 
@@ -82,11 +110,11 @@ class Dense(nnx.Module):
         self.lora = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = scaled(x @ self.kernel[...].astype(x.dtype), self.kernel_scale)
+        y = scaled(matmul(x, self.kernel[...]), self.kernel_scale)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         if self.lora is not None:
-            y = y + (x @ self.lora.a[...].astype(x.dtype)) @ self.lora.b[...].astype(x.dtype) * self.lora.scale
+            y = y + matmul(matmul(x, self.lora.a[...]), self.lora.b[...]) * self.lora.scale
         return y
 
 
