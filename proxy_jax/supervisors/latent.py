@@ -28,6 +28,7 @@ from proxy_jax.weights.table import Part, Table
 from proxy_jax.weights.tensors import write_safetensors
 
 Text = Mapping[str, jax.Array]  # the text columns of a batch
+DECODED_PIXELS = 1 << 20  # that the autoencoder decodes at a time, but for a picture a device at least: those of 1024² take 5 GiB each
 EMBEDDINGS_FILE = "learned_embeds.safetensors"  # diffusers' name for one
 EMBEDDINGS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # a text encoder's tensor in it, as diffusers' advanced scripts have it
 
@@ -343,7 +344,12 @@ class LatentSupervisor(abc.ABC):
         latents = self.sample(denoiser, text, empty, jax.random.key(seed), indices, options)
         if 0 < self.vae_tile < self.resolution:
             return decode_tiled(self.vae, latents, self.vae_tile // self.vae_config.downsample)
-        return sharding.to_host(decode(self.vae, latents))
+        step = sharding.padded(max(1, DECODED_PIXELS // self.resolution**2))
+        if len(indices) <= step:
+            return sharding.to_host(decode(self.vae, latents))
+        latents, mesh = sharding.to_host(latents), sharding.current()
+        parts = [sharding.put_batch(latents[start : start + step], mesh) for start in range(0, len(latents), step)]
+        return np.concatenate([sharding.to_host(decode(self.vae, part)) for part in parts])
 
     def check_resolution(self, multiple: int) -> None:
         """Raises CheckpointError if the resolution is not a multiple of the autoencoder's downsampling times `multiple`, or vae_tile times 4."""
