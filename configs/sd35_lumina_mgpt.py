@@ -5,8 +5,8 @@
 
 With `configs/sd35_lumina_mgpt.py:large` the 8B model. Checkpoints (downloaded on first use): stabilityai/stable-diffusion-3.5-medium (or
 -large; accept its licence on its page first); the others as in configs/sd3_lumina_mgpt.py.
-Hardware, by estimate: one accelerator with 80 GB, or eight with 16 GB, such as a TPU v5e:2x4 (--config.mesh.fsdp=4
---config.mesh.tensor=2). Not run at full size by us yet: no score or time is claimed.
+Hardware: one accelerator with 80 GB, by estimate; --preflight tells of any TPU slice. Not run at full size by us yet: no score or time is
+claimed.
 """
 
 from ml_collections import ConfigDict

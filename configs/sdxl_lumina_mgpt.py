@@ -4,8 +4,8 @@
         --config.subject.photos=photos/my_dog --config.subject.class_noun=dog --config.subject.live=True
 
 Checkpoints (downloaded on first use): stabilityai/stable-diffusion-xl-base-1.0; the others as in configs/sd3_lumina_mgpt.py.
-Hardware, by estimate: one accelerator with 80 GB, or eight with 16 GB, such as a TPU v5e:2x4 (--config.mesh.fsdp=4
---config.mesh.tensor=2). Not run at full size by us yet: no score or time is claimed.
+Hardware: one accelerator with 80 GB, by estimate; --preflight tells of any TPU slice. Not run at full size by us yet: no score or time is
+claimed.
 """
 
 from ml_collections import ConfigDict
