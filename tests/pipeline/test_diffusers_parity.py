@@ -17,7 +17,7 @@ from configs import smoke
 from proxy_jax.data import loader
 from proxy_jax.models import parameters
 from proxy_jax.stages import learners, random_weights
-from proxy_jax.supervisors import diffusion, noise
+from proxy_jax.supervisors import diffusion, latent, noise
 from proxy_jax.supervisors.latent import EMBEDDINGS, EMBEDDINGS_FILE, LatentSupervisor, NewTokens
 from proxy_jax.training import lora
 from proxy_jax.weights.table import save
@@ -227,9 +227,14 @@ def test_prompts(pipe, learner, text, family):
 
 
 @pytest.mark.parametrize("guided", [True, False], ids=["guided", "unguided"])
-def test_pictures(pipe, model, draw, draw_theirs, base, family, guided):
+def test_pictures(pipe, model, draw, draw_theirs, base, family, guided, monkeypatch):
     guidance_scale = family.guidance_scale if guided else 1.0
+    decode, at_a_time = latent.decode, []
+    monkeypatch.setattr(latent, "decode", lambda vae, latents: at_a_time.append(len(latents)) or decode(vae, latents))
+    if guided:
+        monkeypatch.setattr(latent, "DECODED_PIXELS", 32 * 32)
     pictures, latents = draw(model, guidance_scale)
+    assert at_a_time == ([1, 1] if guided else [2])
     expected = draw_theirs(pipe, guidance_scale, "latent")
     decibels = psnr(pictures, base if guided else draw_theirs(pipe, guidance_scale))
     error = np.abs(latents - expected).max()
