@@ -3,6 +3,7 @@
 import argparse
 import os
 import signal
+import traceback
 from pathlib import Path
 
 import jax
@@ -117,3 +118,7 @@ if __name__ == "__main__":
         main()
     except processes.Preempted:
         processes.leave("preempted", processes.PREEMPTED)
+    except Exception:
+        if processes.count() == 1:
+            raise
+        processes.leave(traceback.format_exc(), 1)
