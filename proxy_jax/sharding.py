@@ -59,9 +59,10 @@ class ShardingError(ValueError):
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A (data, fsdp, tensor) mesh over `devices` (all by default); one size may be -1: whatever remains.
 
-    Raises ShardingError if the sizes do not multiply to the number of devices.
+    Slice after slice and process after process, so that a process holds a block of a batch's rows, and only `data`, the axis with the least
+    traffic, joins slices. Raises ShardingError if the sizes do not multiply to the number of devices, or fsdp × tensor crosses slices.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    devices = sorted(jax.devices() if devices is None else devices, key=_place)
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1:
         raise ShardingError(f"only one mesh axis may be -1, got {dict(zip(AXES, sizes, strict=True))}")
@@ -69,11 +70,22 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
         raise ShardingError(f"a mesh of {dict(zip(AXES, sizes, strict=True))} does not cover {len(devices)} devices")
+    if sizes[0] % (slices := count_slices(devices)):
+        raise ShardingError(f"{slices} slices are joined by data alone, whose size {sizes[0]} is no multiple of them; make fsdp or tensor smaller")
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
-def auto_sizes(devices: int, *, rows: int, held: float, room: float) -> tuple[dict[str, int], str]:
-    """The sizes of a mesh's axes for so many devices, and why.
+def _place(device: jax.Device) -> tuple[int, int, int]:
+    return getattr(device, "slice_index", 0), getattr(device, "process_index", 0), getattr(device, "id", 0)
+
+
+def count_slices(devices: Sequence[jax.Device]) -> int:
+    """How many TPU slices the devices are of, which only their hosts' network joins."""
+    return len({_place(device)[0] for device in devices})
+
+
+def auto_sizes(devices: int, *, rows: int, held: float, room: float, slices: int = 1) -> tuple[dict[str, int], str]:
+    """The sizes of a mesh's axes for so many devices of so many slices, and why.
 
     rows: what every batch of the run is a multiple of. held: bytes of a model's weights and all that belongs to them in training; room: bytes
     of memory a device. Batches are split as far as they go, heads over the rest; weights no further than they must be, half of a device's
@@ -81,6 +93,10 @@ def auto_sizes(devices: int, *, rows: int, held: float, room: float) -> tuple[di
     Raises ShardingError if more devices than MOST_TENSOR would be left to the heads.
     """
     together = math.gcd(devices, rows)
+    if together % slices:
+        raise ShardingError(
+            f"batches are multiples of {rows} rows, which {slices} slices cannot share; give a training.batch_size that is a multiple of the slices"
+        )
     tensor = devices // together
     if tensor > MOST_TENSOR:
         least = devices // MOST_TENSOR
@@ -88,8 +104,9 @@ def auto_sizes(devices: int, *, rows: int, held: float, room: float) -> tuple[di
             f"batches are multiples of {rows} rows, which leaves {tensor} of {devices} devices to tensor parallelism, at most {MOST_TENSOR} of use; "
             f"give a training.batch_size that is a multiple of {least}"
         )
-    fitting = [size for size in range(1, together + 1) if together % size == 0 and held / (size * tensor) <= room / 2]
-    fsdp = fitting[0] if fitting else together
+    most = together // slices
+    fitting = [size for size in range(1, most + 1) if most % size == 0 and held / (size * tensor) <= room / 2]
+    fsdp = fitting[0] if fitting else most
     gib = 2**30
     why = f"{rows} rows are split over {together}, heads over the other {tensor}" if tensor > 1 else f"rows are split over all {together}"
     why += f"; {held / gib:.1f} GiB of weights and their training state leave half of {room / gib:.1f} GiB free when cut in {fsdp * tensor}"

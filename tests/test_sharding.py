@@ -1,5 +1,7 @@
 """The mesh and the rules: sizes, unknown and colliding axes, what is split, what may not be replicated."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
@@ -18,6 +20,17 @@ def test_make_mesh_fills_in_what_remains_and_refuses_what_does_not_fit():
     for sizes in ((3, 1, 1), (-1, 3, 1), (-1, -1, 1)):
         with pytest.raises(sharding.ShardingError):
             sharding.make_mesh(*sizes, np.asarray(devices))
+
+
+def test_slices_are_joined_by_data_alone_and_a_process_holds_a_block():
+    places = [(number % 2, number % 4, number) for number in range(8)]  # as no process and no slice comes first
+    device = dataclasses.make_dataclass("Device", ["slice_index", "process_index", "id"], frozen=True)
+    devices = [device(*place) for place in places]
+    found = sharding.make_mesh(2, 2, 2, devices).devices
+    assert [[device.slice_index for device in half.flat] for half in found] == [[0] * 4, [1] * 4]
+    assert [device.process_index for device in found.flat] == [0, 0, 2, 2, 1, 1, 3, 3]
+    with pytest.raises(sharding.ShardingError, match="2 slices are joined by data alone"):
+        sharding.make_mesh(1, 4, 2, devices)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +85,13 @@ def test_padded_rounds_up_to_the_mesh_in_use():
 def test_a_mesh_splits_rows_then_heads_and_weights_no_further_than_needed(devices, rows, held, expected):
     sizes, why = sharding.auto_sizes(devices, rows=rows, held=held * 2**30, room=16 * 2**30)
     assert tuple(sizes.values()) == expected and f"cut in {sizes['fsdp'] * sizes['tensor']}" in why
+
+
+def test_weights_are_cut_inside_a_slice():
+    sizes, _ = sharding.auto_sizes(16, rows=16, held=1000 * 2**30, room=16 * 2**30, slices=2)
+    assert tuple(sizes.values()) == (2, 8, 1)
+    with pytest.raises(sharding.ShardingError, match="2 slices cannot share"):
+        sharding.auto_sizes(16, rows=5, held=0, room=1, slices=2)
 
 
 def test_too_few_rows_for_the_devices_are_refused():

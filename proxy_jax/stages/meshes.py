@@ -30,9 +30,8 @@ def make(
         tuned = [stage for stage in LEARNERS if stage in stages]
         rows = [fields.batch_size // fields.accumulation for stage in tuned for fields in tuning.trainings(config[stage]).values()]
         held = [held_bytes(LEARNERS[stage](config, workdir), config[stage]) for stage in tuned]
-        sizes, why = sharding.auto_sizes(
-            len(devices), rows=math.gcd(*rows) or len(devices), held=max(held, default=0), room=room or _room(devices[0])
-        )
+        needs = dict(rows=math.gcd(*rows) or len(devices), held=max(held, default=0), room=room or _room(devices[0]))
+        sizes, why = sharding.auto_sizes(len(devices), **needs, slices=sharding.count_slices(devices))
     return sharding.make_mesh(**sizes, devices=devices), why
 
 

@@ -37,6 +37,7 @@ from proxy_jax.training import loop
 from proxy_jax.weights import published
 
 MIB, GIB = 2**20, 2**30
+TOPOLOGY = re.compile(r"((?P<slices>\d+)x)?(?P<slice>(?P<kind>\w+):\d+(x\d+)+)")
 STAGES = ("subject_tuning", "proxy_generation", "proxy_tuning", "evaluation")
 # By the student's family: the fields of the config and what random_weights.py writes for them
 STUDENT_FILES = {
@@ -143,15 +144,21 @@ class Report:
 
 
 def devices(topology: str) -> Sequence[jax.Device]:
-    """The described devices of a topology such as v5e:2x4. Raises StageError without libtpu and for a name that it does not know."""
-    kind = topology.partition(":")[0]
-    if kind not in CHIPS or ":" not in topology:
-        raise StageError(f"--preflight={topology}: give KIND:SHAPE, e.g. v5e:2x4 or v5p:2x2x1, of {', '.join(CHIPS)}, or auto")
+    """The described devices of a topology such as v5e:2x4, or 2xv5e:2x4, two slices of it.
+
+    Raises StageError without libtpu and for a name that it does not know.
+    """
+    match = TOPOLOGY.fullmatch(topology)
+    if match is None or match["kind"] not in CHIPS:
+        known = ", ".join(CHIPS)
+        raise StageError(f"--preflight={topology}: give KIND:SHAPE, e.g. v5e:2x4 or v5p:2x2x1, of {known}, several slices as 2xv5e:2x4, or auto")
+    slices = {} if match["slices"] is None else {"num_slices": int(match["slices"])}
     # libtpu asks no metadata server about the machine, and may be in use elsewhere: no TPU is touched.
     for name, value in {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost"}.items():
         os.environ.setdefault(name, value)
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **dict(CHIPS[kind].options)).devices
+        options = dict(CHIPS[match["kind"]].options) | slices
+        return topologies.get_topology_desc(platform="tpu", topology_name=match["slice"], **options).devices
     except Exception as error:  # jaxlib raises whatever it finds
         missing = "libtpu" in str(error) and "not" in str(error)
         advice = 'TPU programs are compiled by libtpu: pip install -e ".[preflight]"' if missing else "libtpu knows no such topology"
@@ -338,7 +345,7 @@ def _effort(quick: bool) -> Iterator[None]:
 
 
 def _chip(topology: str) -> Chip:
-    return CHIPS[topology.partition(":")[0]]
+    return CHIPS[TOPOLOGY.fullmatch(topology)["kind"]]
 
 
 def on(topology: str, config: ConfigDict, stages: Sequence[str], workdir: Path, *, stop: bool = False, **options: Any) -> Report:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 FULL_PRECISION_PASSES = 6  # bfloat16 products that a TPU makes one float32 product of
+BETWEEN_SLICES = "between slices"  # what the hosts' network carries: sends that TPUs hand to it, one for each exchange
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
@@ -132,7 +133,9 @@ def collectives(text: str) -> list[Collective]:
     module, found = Module(text), {}
     for computation, line, times in module.runs():
         kind = line.kind.removesuffix("-start")
-        if kind not in COLLECTIVES:
+        if kind == "send" and "megascale" in line.text:
+            kind = BETWEEN_SLICES
+        if kind not in (*COLLECTIVES, BETWEEN_SLICES):
             continue
         inside = [module.computations[computation][name].result for name in line.operands if name in module.computations[computation]]
         shapes = line.result if kind == "all-gather" else ", ".join(inside)

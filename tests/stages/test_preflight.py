@@ -94,6 +94,14 @@ def test_tensor_parallelism_reduces_activations_twice_a_layer_each_way(steps):
     assert_no_activations(collectives)
 
 
+@needs_libtpu
+def test_two_slices_exchange_each_chip_s_gradients_once():
+    [step] = preflight.preflight("2xv5e:2x2", lumina(data=2, fsdp=4), ("proxy_tuning",), only=STEP).programs
+    gradients = 2 * (KERNELS + 2 * HEAD) / 4  # in bfloat16, cut in four
+    print(f"{step.collectives[program_costs.BETWEEN_SLICES] / gradients:.2f} times the gradients")
+    assert 1 <= step.collectives[program_costs.BETWEEN_SLICES] / gradients < 1.2
+
+
 def assert_no_activations(collectives):
     """No all-gather makes states [rows, length, ...] or logits whole; tokens' ids are small."""
     for line in collectives:
@@ -135,8 +143,9 @@ def test_a_missing_compiler_and_wrong_topologies_are_told(monkeypatch):
     monkeypatch.setattr(preflight.topologies, "get_topology_desc", absent)
     with pytest.raises(StageError, match=r'pip install -e "\.\[preflight\]"'):
         preflight.devices("v5e:2x2")
-    with pytest.raises(StageError, match="give KIND:SHAPE"):
-        preflight.devices("v9:2x2")
+    for wrong in ("v9:2x2", "v5e", "v5e:", "0v5e:2x2", "2v5e:2x2"):
+        with pytest.raises(StageError, match="give KIND:SHAPE"):
+            preflight.devices(wrong)
 
 
 def report_of(topology, need):

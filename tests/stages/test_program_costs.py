@@ -37,6 +37,9 @@ ENTRY %main (a: f32[4,8]) -> f32[4,8] {
   %part = f32[2,8]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
   %again = f32[2,8]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
   %sent = (u8[16]{0}, u8[16]{0}, u32[]{:S(2)}) collective-permute-start(%part), channel_id=4
+  %token = token[] after-all()
+  %away = (f32[2,8]{1,0}, u32[], token[]) send(%part, %token), channel_id=5, frontend_attributes={_name="xla_megascale_runtime"}
+  %local = (f32[2,8]{1,0}, u32[], token[]) send(%part, %token), channel_id=6
   ROOT %out = f32[4,8]{1,0} custom-call(%a, %a), custom_call_target="tpu_custom_call"
 }
 """
@@ -48,6 +51,7 @@ def test_bytes_are_counted_as_often_as_loops_run():
     assert found["all-reduce"][:2] == (2 * 4 * 8 * 4, 3)
     assert found["reduce-scatter"][:2] == (8 * 8 * 4, 1)  # it stands in two fusions, being overlapped
     assert found["collective-permute"][:2] == (2 * 8 * 4, 1)
+    assert found[program_costs.BETWEEN_SLICES][:2] == (2 * 8 * 4, 1)
     assert program_costs.by_kind(program_costs.collectives(HLO))["all-gather"] == 3 * 128
     product, kernel = 4 * 8 * 4 + 8 * 8 * 2 + 4 * 8 * 4, 3 * 4 * 8 * 4
     assert program_costs.moved(HLO) == 3 * product + kernel
