@@ -5,7 +5,6 @@ import os
 import signal
 import struct
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -42,7 +41,7 @@ def script(*arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
         "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
     }
-    command = [sys.executable, str(Path(tiny_run.__file__)), *arguments]
+    command = [*tiny_run.COMMAND, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 

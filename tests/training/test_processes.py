@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ def together(directory: Path, count: int, mesh: tuple[int, int, int], *arguments
     with socket.create_server(("", 0)) as free:
         address = f"localhost:{free.getsockname()[1]}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
-    command = [sys.executable, tiny_run.__file__, str(directory), "--mesh", *map(str, mesh), *arguments]
+    command = [*tiny_run.COMMAND, str(directory), "--mesh", *map(str, mesh), *arguments]
     with directory.with_suffix(".log").open("a") as log:
         runs = [
             subprocess.Popen(

@@ -3,6 +3,7 @@
 import argparse
 import os
 import signal
+import sys
 import traceback
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from proxy_jax.training import lora
 from proxy_jax.training.loop import fit
 
 WIDTH, ROWS = 8, 8
+# A run of its own, without torch, which tensorboardX would import for nothing
+COMMAND = [sys.executable, "-c", f"import runpy, sys; sys.modules['torch'] = None; runpy.run_path({__file__!r}, run_name='__main__')"]
 
 
 class Block(nnx.Module):
