@@ -200,8 +200,8 @@ def run(config: ConfigDict, workdir: Path, stages: list[str] | tuple[str, ...]) 
         learners.subject(config, workdir)  # photos that cannot be read stop the run before it changes anything
     logging.info("%d %s device(s), mesh %s%s", len(jax.devices()), jax.default_backend(), dict(mesh.shape), f": {why}" if why else "")
     processes.watch_for_preemption()
-    with sharding.use(mesh):
-        for name in stages:
+    for name in stages:
+        with sharding.use(meshes.of_stage(name, config, workdir, mesh)):
             contract.complete(name, STAGES[name], config, workdir)
 
 

@@ -85,11 +85,11 @@ def count_slices(devices: Sequence[jax.Device]) -> int:
 
 
 def auto_sizes(devices: int, *, rows: int, held: float, room: float, slices: int = 1) -> tuple[dict[str, int], str]:
-    """The sizes of a mesh's axes for so many devices of so many slices, and why.
+    """The sizes of a mesh's axes for training on so many devices of so many slices, and why.
 
     rows: what every batch of the run is a multiple of. held: bytes of a model's weights and all that belongs to them in training; room: bytes
     of memory a device. Batches are split as far as they go, heads over the rest; weights no further than they must be, half of a device's
-    memory being left to activations: each further split is traffic, and in decoding that is for every token.
+    memory being left to activations: each further split is traffic.
     Raises ShardingError if more devices than MOST_TENSOR would be left to the heads.
     """
     together = math.gcd(devices, rows)
@@ -105,12 +105,30 @@ def auto_sizes(devices: int, *, rows: int, held: float, room: float, slices: int
             f"give a training.batch_size that is a multiple of {least}"
         )
     most = together // slices
-    fitting = [size for size in range(1, most + 1) if most % size == 0 and held / (size * tensor) <= room / 2]
+    fitting = [size for size in _divisors(most) if held / (size * tensor) <= room / 2]
     fsdp = fitting[0] if fitting else most
     gib = 2**30
     why = f"{rows} rows are split over {together}, heads over the other {tensor}" if tensor > 1 else f"rows are split over all {together}"
     why += f"; {held / gib:.1f} GiB of weights and their training state leave half of {room / gib:.1f} GiB free when cut in {fsdp * tensor}"
     return {"data": together // fsdp, "fsdp": fsdp, "tensor": tensor}, why
+
+
+def drawing_sizes(devices: int, *, rows: int, held: float, room: float, slices: int = 1) -> dict[str, int]:
+    """The sizes of a mesh's axes for drawing batches of `rows` on so many devices; held: bytes of a model's weights, room: as in `auto_sizes`.
+
+    Heads are split as far as weights and batches ask for: weights split over fsdp would be gathered anew for every token. Only those that
+    still do not leave half of the memory free are split so too.
+    """
+    inside = devices // slices
+    wanted = [size for size in _divisors(inside) if size <= MOST_TENSOR]
+    tensor = next((size for size in wanted if held / size <= room / 2 and devices // size <= rows), wanted[-1])
+    rest = inside // tensor
+    fsdp = next((size for size in _divisors(rest) if held / (size * tensor) <= room / 2), rest)
+    return {"data": devices // (tensor * fsdp), "fsdp": fsdp, "tensor": tensor}
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
 
 
 @contextlib.contextmanager

@@ -87,9 +87,24 @@ def test_a_mesh_splits_rows_then_heads_and_weights_no_further_than_needed(device
     assert tuple(sizes.values()) == expected and f"cut in {sizes['fsdp'] * sizes['tensor']}" in why
 
 
+@pytest.mark.parametrize(
+    ("devices", "rows", "held", "expected"),
+    [
+        (16, 16, 1, (16, 1, 1)),
+        (16, 16, 13, (8, 1, 2)),  # 13 GiB leave half of 16 free when heads are split in two: fsdp would gather weights for every token
+        (16, 8, 1, (8, 1, 2)),  # no more rows
+        (256, 8, 1, (32, 1, 8)),  # rows are filled up where heads would be split too far
+        (16, 16, 100, (1, 2, 8)),
+    ],
+)
+def test_a_mesh_for_drawing_splits_heads_before_weights(devices, rows, held, expected):
+    assert tuple(sharding.drawing_sizes(devices, rows=rows, held=held * 2**30, room=16 * 2**30).values()) == expected
+
+
 def test_weights_are_cut_inside_a_slice():
     sizes, _ = sharding.auto_sizes(16, rows=16, held=1000 * 2**30, room=16 * 2**30, slices=2)
     assert tuple(sizes.values()) == (2, 8, 1)
+    assert tuple(sharding.drawing_sizes(16, rows=16, held=1000 * 2**30, room=1, slices=2).values()) == (2, 1, 8)
     with pytest.raises(sharding.ShardingError, match="2 slices cannot share"):
         sharding.auto_sizes(16, rows=5, held=0, room=1, slices=2)
 

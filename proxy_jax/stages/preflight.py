@@ -22,6 +22,7 @@ import numpy as np
 from absl import logging
 from flax import nnx
 from jax.experimental import topologies
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -94,6 +95,7 @@ class Report:
     chips: int
     mesh: dict[str, int]
     why: str
+    others: dict[str, dict[str, int]]  # of stages that have another mesh
     chip: Chip
     programs: list[Program]
 
@@ -117,13 +119,13 @@ class Report:
             arithmetic, bandwidth = self.floors(program)
             floors = {"arithmetic_floor_seconds": arithmetic, "bandwidth_floor_seconds": bandwidth, "verdict": self.verdict(program)}
             rows.append(dataclasses.asdict(program) | floors)
-        head = {name: getattr(self, name) for name in ("topology", "chips", "mesh", "why", "fits")}
+        head = {name: getattr(self, name) for name in ("topology", "chips", "mesh", "why", "others", "fits")}
         return head | {"hbm": self.chip.hbm, "programs": rows}
 
     def table(self) -> str:
         """The figures as Markdown."""
-        mesh = " × ".join(f"{axis} {size}" for axis, size in self.mesh.items())
-        lines = [f"{self.topology}: {self.chips} chip(s), mesh {mesh}{': ' * bool(self.why)}{self.why}", ""]
+        lines = [f"{self.topology}: {self.chips} chip(s), mesh {_shown(self.mesh)}{': ' * bool(self.why)}{self.why}", ""]
+        lines += [f"{stage.replace('_', ' ')}, which only draws: mesh {_shown(mesh)}\n" for stage, mesh in self.others.items()]
         lines += [
             "| stage | program | HBM a chip, GiB | FLOPs | moved a chip, GB | between chips, GB a chip | floor: arithmetic, s | bandwidth, s "
             "| pictures an hour | compiled in, s | |",
@@ -141,6 +143,10 @@ class Report:
                 cells += [f"{program.pictures * 3600 / floor:,.0f}" if floor else "-", f"{program.compile_seconds:.0f}"]
             lines.append("| " + " | ".join([*cells, self.verdict(program)]) + " |")
         return "\n".join(lines)
+
+
+def _shown(mesh: dict[str, int]) -> str:
+    return " × ".join(f"{axis} {size}" for axis, size in mesh.items())
 
 
 def devices(topology: str) -> Sequence[jax.Device]:
@@ -205,15 +211,18 @@ class Bench:
         self.config, self.workdir, self.topology, self.chip = config, workdir, topology, _chip(topology)
         self.quick, self.stop, self.cache, self.only = quick, stop, cache, only
         self.programs: list[Program] = []
+        self.meshes: dict[str, Mesh] = {}  # of each stage
         self.known: set[str] = set()
         self.stage, self.pictures = "", 1
         self.resident: dict[str, nnx.Module] = {}  # models that lie in memory besides the one whose program runs
 
-    def run(self, stages: Sequence[str]) -> None:
-        """Compiles the programs of these stages."""
+    def run(self, stages: Sequence[str], mesh: Mesh) -> None:
+        """Compiles the programs of these stages of a run with this mesh."""
         for stage in stages:
             self.stage, self.resident = stage, {}
-            getattr(self, f"_{stage}")()
+            self.meshes[stage] = meshes.of_stage(stage, self.config, self.workdir, mesh, room=self.chip.hbm)
+            with sharding.use(self.meshes[stage]), sharding.describe(self.record):
+                getattr(self, f"_{stage}")()
 
     def _prompt(self) -> str:
         return prompts.fill(self.config.subject_tuning.prompt, self.config.subject.token, self.config.subject.class_noun or "dog")
@@ -357,12 +366,10 @@ def on(topology: str, config: ConfigDict, stages: Sequence[str], workdir: Path, 
     mesh, why = meshes.make(config, stages, workdir, devices=found, room=chip.hbm)
     validation.validate_batches(config, stages, mesh)
     bench = Bench(config, workdir, topology, stop=stop, **options)
-    with sharding.use(mesh), sharding.describe(bench.record):
-        try:
-            bench.run([stage for stage in stages if stage in STAGES])
-        except DoesNotFit:
-            pass
-    return Report(topology, mesh.size, dict(mesh.shape), why, chip, bench.programs)
+    with contextlib.suppress(DoesNotFit):
+        bench.run([stage for stage in stages if stage in STAGES], mesh)
+    others = {stage: dict(own.shape) for stage, own in bench.meshes.items() if own.shape != mesh.shape}
+    return Report(topology, mesh.size, dict(mesh.shape), why, others, chip, bench.programs)
 
 
 def smallest(config: ConfigDict, stages: Sequence[str], workdir: Path, **options: Any) -> Report:

@@ -149,7 +149,7 @@ def test_a_missing_compiler_and_wrong_topologies_are_told(monkeypatch):
 
 
 def report_of(topology, need):
-    return preflight.Report(topology, 1, {"data": 1}, "", preflight.CHIPS["v5e"], [preflight.Program("evaluation", "draw", 8, need=need)])
+    return preflight.Report(topology, 1, {"data": 1}, "", {}, preflight.CHIPS["v5e"], [preflight.Program("evaluation", "draw", 8, need=need)])
 
 
 def test_auto_takes_the_fewest_chips_that_fit(monkeypatch, tmp_path):
@@ -193,6 +193,23 @@ def test_a_mesh_is_chosen_for_models_and_batches(tmp_path):
     preflight.stand_in(config, tmp_path)
     mesh, why = meshes.make(config, ("proxy_tuning",), tmp_path, devices=range(16), room=2**30)
     assert dict(mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 2} and "8 rows are split over 8" in why
+
+
+def test_stages_that_only_draw_have_a_mesh_of_their_own(tmp_path):
+    config = config_of("sd3,lumina_mgpt", fsdp=16)
+    preflight.stand_in(config, tmp_path)
+    config.evaluation.batch_size = config.proxy_generation.batch_size = 16
+    mesh = sharding.make_mesh(1, 16, 1, devices=range(16))
+    largest = 2 * max(meshes.count(learner(config, tmp_path)) for learner in meshes.LEARNERS.values())  # in bfloat16
+
+    def sizes(stage, room):
+        return tuple(meshes.of_stage(stage, config, tmp_path, mesh, room=room).shape.values())
+
+    assert sizes("proxy_tuning", largest) == (1, 16, 1)
+    assert sizes("proxy_generation", 16 * largest) == (16, 1, 1)
+    assert sizes("evaluation", largest) == (8, 1, 2), "half of the memory is left free"
+    named = sharding.make_mesh(8, 1, 2, devices=range(16))
+    assert meshes.of_stage("evaluation", config, tmp_path, named, room=1) is named
 
 
 def test_published_sizes_are_those_of_the_official_listings(shared):

@@ -27,8 +27,8 @@ SMALL_CLIP = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num
 SMALL_TEXT = SMALL_CLIP | dict(hidden_size=16, intermediate_size=32)  # both side by side are as wide as T5
 # recipe -> changes to the sizes in its config, and steps
 SMALL = {
-    "kl": (dict(block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2), 40),
-    "vq": (dict(ch_mult=(1, 1), z_channels=32, codebook_size=64), 40),
+    "kl": (dict(block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2), 24),
+    "vq": (dict(ch_mult=(1, 1), z_channels=32, codebook_size=64), 24),
     "text_encoders": (
         dict(text_encoder=SMALL_TEXT, text_encoder_2=SMALL_TEXT, vision=SMALL_VIT)
         | dict(text_encoder_3=dict(d_model=32, d_ff=64, num_layers=1, d_kv=8)),
@@ -60,10 +60,11 @@ def small_config(recipe: str, folder: Path):
     sizes, steps = SMALL[recipe]
     with config.unlocked():
         config.pretraining.model = merged(config.pretraining.model.to_dict(), sizes)
+    rows = 16 if recipe in ("kl", "vq") else 32  # convolutions are slow
     config.pretraining.update(pictures=512, resolution=SIZE, pictures_cache=str(folder / "pictures"))
-    config.pretraining.training.update(steps=steps, batch_size=32, warmup_steps=2, learning_rate=3e-3, checkpoint_every=1000, log_every=1000)
+    config.pretraining.training.update(steps=steps, batch_size=rows, warmup_steps=2, learning_rate=3e-3, checkpoint_every=1000, log_every=1000)
     config.pretraining.training.ema_decay = 0.0
-    config.pretraining.unquantised.update(steps=20, batch_size=32, warmup_steps=2, checkpoint_every=1000, log_every=1000)
+    config.pretraining.unquantised.update(steps=20, batch_size=rows, warmup_steps=2, checkpoint_every=1000, log_every=1000)
     config.supervisor.resolution = config.student.resolution = SIZE
     config.evaluation.supervisor.steps = 2
     return config
