@@ -37,6 +37,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.7.2,<0.12"],
         "preflight": ["libtpu>=0.0.17,<0.1"],  # compiles for TPUs on any machine
+        "gs": ["gcsfs>=2025.2"],  # workdirs in Google Cloud Storage
         "cuda": ["jax[cuda12]>=0.7.2,<0.12"],
         "microworld": ["skia-python>=138"],  # draws the pictures that the micro checkpoints are trained on; they themselves do not need it
         "test": [

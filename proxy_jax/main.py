@@ -43,7 +43,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from proxy_jax import processes, sharding
+from proxy_jax import processes, sharding, storage
 from proxy_jax.data.dreambench import DreambenchError
 from proxy_jax.data.photos import PhotosError
 from proxy_jax.data.proxy_set import ProxySetError
@@ -74,7 +74,7 @@ STAGES = {stage.NAME: stage for stage in (pretraining, random_weights, subject_t
 EXPLAINED = (
     *(contract.StageError, PhotosError, DreambenchError, CheckpointError, WeightsError, ProxySetError, EncoderError),
     ReportError,
-    *(NonFiniteError, ResumeError, sharding.ShardingError, processes.ProcessesError),
+    *(NonFiniteError, ResumeError, sharding.ShardingError, processes.ProcessesError, storage.StorageError),
 )
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file, e.g. configs/smoke.py; --config.FIELD=VALUE sets a field of it.")
@@ -168,17 +168,19 @@ def parse_flags(argv: list[str]) -> list[str]:
         if len(rest) > 1:
             raise CommandLineError(f"unexpected argument {rest[1]!r}; flags are --NAME=VALUE")
         if PREFLIGHT.value:
+            if storage.is_address(WORKDIR.value or ""):
+                raise CommandLineError(f"--preflight keeps its figures in a folder of this machine, not in {WORKDIR.value}; leave --workdir out")
             return rest
         if not WORKDIR.value:
             raise CommandLineError("give --workdir=FOLDER, the folder for everything the run writes")
-        if "://" in WORKDIR.value:
-            raise CommandLineError(f"--workdir={WORKDIR.value} is an address; give a folder of this machine, or one where the storage is mounted")
-        if Path(WORKDIR.value).expanduser().is_file():
+        if storage.is_address(WORKDIR.value):
+            storage.check_address(WORKDIR.value)
+        elif Path(WORKDIR.value).expanduser().is_file():
             raise CommandLineError(f"--workdir={WORKDIR.value} is a file; give a folder")
         together = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
         if any(value is not None for value in together) and (None in together or not PROCESS_ID.value < NUM_PROCESSES.value):
             raise CommandLineError("--coordinator=HOST:PORT, --num_processes and --process_id, below it, go together")
-    except (CommandLineError, flags.Error) as error:
+    except (CommandLineError, storage.StorageError, flags.Error) as error:
         sys.exit(f"error: {error}\n--help shows how this command is used.")
     return rest
 
@@ -209,7 +211,7 @@ def check_shared(workdir: Path) -> None:
     """Raises StageError in each process that does not see what the first writes into the workdir."""
     marker, word = workdir / ".processes", processes.agreed(uuid.uuid4().hex)
     files.write_bytes(marker, word.encode())
-    processes.barrier()
+    storage.share()
     seen = marker.is_file() and marker.read_text() == word
     processes.barrier()
     if not seen:
@@ -240,13 +242,16 @@ def main(argv: list[str]) -> None:
             return report_preflight(PREFLIGHT.value, CONFIG.value, STAGE_NAMES.value or CONFIG.value.stages)
         except EXPLAINED as error:
             sys.exit(f"error: {error}")
-    workdir = Path(WORKDIR.value).expanduser().resolve()
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "cache" / "xla"))
     stages = STAGE_NAMES.value or CONFIG.value.stages
     try:
-        processes.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, PROCESS_TIMEOUT.value)
-        run(CONFIG.value, workdir, stages)
+        with storage.opened(WORKDIR.value) as workdir:
+            if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+                jax.config.update("jax_compilation_cache_dir", str(workdir / "cache" / "xla"))
+            processes.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, PROCESS_TIMEOUT.value)
+            storage.pull()
+            run(CONFIG.value, workdir, stages)
+            if evaluation.NAME in stages and processes.is_first():
+                print(f"report: {storage.address(workdir / evaluation.NAME / 'report.html')}")
     except EXPLAINED as error:
         processes.leave(f"error: {error}", 1)
     except processes.Preempted:
@@ -257,8 +262,6 @@ def main(argv: list[str]) -> None:
         if processes.count() == 1:
             raise
         processes.leave(f"{traceback.format_exc()}process {jax.process_index()} stops; if it lost another one, that one's words say why", 1)
-    if evaluation.NAME in stages and processes.is_first():
-        print(f"report: {workdir / evaluation.NAME / 'report.html'}")
 
 
 if __name__ == "__main__":

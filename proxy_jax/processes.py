@@ -1,6 +1,6 @@
 """A run in one process or in several: how several find each other, agree, and stop together before a preemption.
 
-All of them run the same program on the same workdir, a folder that all see. All compute; only the first writes.
+All of them run the same program on the same workdir, which all see (storage.py). All compute; only the first writes.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -129,13 +129,6 @@ def barrier() -> None:
     if _count > 1:
         _words += 1
         global_state.client.wait_at_barrier(f"proxy_jax/barrier/{_words}", PATIENCE_MS)
-
-
-def first_then_all(make: Callable[[], Any]) -> Any:
-    """make(), which writes files that it finds the next time: by the first process, then by the others."""
-    result = make() if _index == 0 else None
-    barrier()
-    return result if _index == 0 else make()
 
 
 def leave(message: str, status: int) -> NoReturn:

@@ -1,6 +1,9 @@
 """Shared test set-up: CPU, a persistent compilation cache, and the optional folder of golden cases beside the checkout."""
 
+import logging
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -32,3 +35,38 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no folder {SHARED.name} beside the checkout: golden cases and DreamBench photos are not here")
     return SHARED
+
+
+class Bucket:
+    """The bucket gs://bucket, for this process and those that it starts."""
+
+    def __init__(self):
+        import fsspec
+
+        self.files = fsspec.filesystem("gcs", use_listings_cache=False)
+
+    def versions(self, folder: str) -> dict[str, str]:
+        """The version of each object below a folder of the bucket, by its name there."""
+        return {
+            path.removeprefix(f"bucket/{folder}/"): entry["generation"] for path, entry in self.files.find(f"bucket/{folder}", detail=True).items()
+        }
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[Bucket]:
+    """Google Cloud Storage in this process's memory. One for all tests: TensorStore looks once where it is."""
+    emulator = pytest.importorskip("gcp_storage_emulator.server")
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
+    with socket.create_server(("localhost", 0)) as free:
+        port = free.getsockname()[1]
+    server = emulator.create_server("localhost", port, in_memory=True, default_bucket="bucket")
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
+            patch.setenv(name, f"http://localhost:{port}")
+        # Nobody is asked for credentials, which it does not want, nor for the sort of the bucket.
+        for name, value in {"GOOGLE_AUTH_TOKEN_FOR_TESTING": "none", "NO_GCE_CHECK": "true", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}.items():
+            patch.setenv(name, value)
+        pytest.importorskip("gcsfs")
+        yield Bucket()
+    server.stop()

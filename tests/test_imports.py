@@ -10,9 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "proxy_jax"
 
 # Each room may import the rooms listed for it, and itself. Rooms of one level do not see each other.
-BELOW_LEARNERS = {"weights", "models", "sharding", "processes"}
+BELOW_LEARNERS = {"weights", "models", "sharding", "storage", "processes"}
 MAY_IMPORT = {
     "processes": set(),
+    "storage": {"processes"},
     "sharding": set(),
     "models": {"sharding"},
     "weights": {"models", "sharding", "processes"},

@@ -14,7 +14,7 @@ from absl import logging
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from proxy_jax import processes
+from proxy_jax import processes, storage
 
 HASHED_LIMIT_BYTES = 64 << 20
 SAMPLES, SAMPLE_BYTES = 64, 64 << 10
@@ -71,6 +71,17 @@ def _read(path: Path, key: str) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _write(path: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        save_file(arrays, partial, metadata=_stamp(key, arrays))
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+
+
 def cached(folder: Path, key: Any, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The arrays of compute(), kept in `folder` under `key` (JSON-able: hashes of inputs, fingerprints, config values).
 
@@ -90,14 +101,7 @@ def cached(folder: Path, key: Any, compute: Callable[[], Mapping[str, np.ndarray
     if processes.agreed(arrays is not None):
         return _read(path, text) if arrays is None else arrays
     arrays = {name: np.array(value, order="C") for name, value in compute().items()}
-    if not processes.is_first():
-        return arrays
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        save_file(arrays, partial, metadata=_stamp(text, arrays))
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
+    if processes.is_first():
+        _write(path, text, arrays)
+    storage.share()
     return arrays

@@ -21,9 +21,10 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from proxy_jax import processes
+from proxy_jax import processes, storage
 from proxy_jax.data import cache
 from proxy_jax.stages.files import read_json, write_json
+from proxy_jax.storage import DONE, STARTED
 
 TRAININGS = ("pretraining.unquantised", "pretraining.training", "subject_tuning.training", "proxy_tuning.embedding", "proxy_tuning.training")
 # Fields that say how often to look or save and how much to do at once, not what to compute: a finished stage stays finished when
@@ -65,7 +66,7 @@ def _record(path: Path, *keys: str) -> dict[str, Any] | None:
 
 
 def _done(folder: Path) -> dict[str, Any] | None:
-    return _record(folder / "DONE.json", "inputs", "files", "seconds")
+    return _record(folder / DONE, "inputs", "files", "seconds")
 
 
 def digests(folder: Path, outputs: Sequence[str]) -> dict[str, str | None]:
@@ -128,8 +129,8 @@ def complete(name: str, stage: ModuleType, config: ConfigDict, workdir: Path) ->
     seconds = round(time.time() - begin, 2)
     if processes.is_first():
         done = {"inputs": inputs, "outputs": outputs, "files": digests(folder, stage.OUTPUTS), "seconds": seconds, "resumed": resumed}
-        write_json(folder / "DONE.json", done | {"versions": versions(), "seed": config.seed})
-    processes.barrier()
+        write_json(folder / DONE, done | {"versions": versions(), "seed": config.seed})
+    storage.share()
     logging.info("%s: done in %.1f s", name, seconds)
 
 
@@ -139,7 +140,7 @@ def _begin(name: str, folder: Path, inputs: dict[str, Any], config: ConfigDict) 
     Raises StageError if the folder holds files that no stage wrote.
     """
     done = _done(folder)
-    previous = done or _record(folder / "STARTED.json", "inputs")
+    previous = done or _record(folder / STARTED, "inputs")
     resumed = previous is not None and previous["inputs"] == inputs
     changed = _changed_outputs(folder, done) if done else []
     if done and resumed and not changed:
@@ -155,9 +156,11 @@ def _begin(name: str, folder: Path, inputs: dict[str, Any], config: ConfigDict) 
         logging.info("%s: starting", name)
     if not resumed:
         _discard(folder)
-    write_json(folder / "STARTED.json", {"inputs": inputs})
-    (folder / "DONE.json").unlink(missing_ok=True)
+        storage.push()
+    write_json(folder / STARTED, {"inputs": inputs})
+    (folder / DONE).unlink(missing_ok=True)
     write_json(folder / "config.json", fields(config, *sorted(config.keys())))
+    storage.push()
     return True, resumed
 
 
@@ -169,12 +172,12 @@ def _discard(folder: Path) -> None:
     discarded, previous = folder.with_name(f".{folder.name}.discarded"), folder.with_name(f"{folder.name}.previous")
     if discarded.exists():
         shutil.rmtree(discarded)
-    finished = (folder / "DONE.json").exists()
+    finished = (folder / DONE).exists()
     if finished and previous.exists():
         previous.rename(discarded)
         shutil.rmtree(discarded)
     foreign = [] if not folder.exists() else sorted(path.name for path in folder.iterdir() if path.suffix != ".partial")
-    if foreign and "STARTED.json" not in foreign and "DONE.json" not in foreign:
+    if foreign and STARTED not in foreign and DONE not in foreign:
         raise StageError(f"{folder} holds files that no stage wrote ({', '.join(foreign[:5])}); move them away or choose another --workdir")
     if finished:
         folder.rename(previous)

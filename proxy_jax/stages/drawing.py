@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from proxy_jax import processes, sharding
+from proxy_jax import processes, sharding, storage
 from proxy_jax.stages import files
 from proxy_jax.stages.tuning import Learner, encode_prompts
 
@@ -49,7 +49,8 @@ def draw_images(
             pictures = learner.draw(model, {name: values[rows] for name, values in text.items()}, unconditional, seed, indices, options)
             for path, picture in zip(paths[start : start + batch_size], pictures, strict=False):
                 files.save_picture(path, picture)
+            storage.push()
             if processes.preempted():
                 raise processes.Preempted
-    processes.barrier()
+    storage.share()
     return paths

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
-from proxy_jax import processes, students, supervisors
+from proxy_jax import storage, students, supervisors
 from proxy_jax.data import dreambench, photos, prompts
 from proxy_jax.models.layers import Compute
 from proxy_jax.stages.contract import StageError
@@ -138,7 +138,7 @@ def subject(config: ConfigDict, workdir: Path) -> Subject:
             logging.warning("a %s gets DreamBench's prompts for objects; --config.subject.live=True chooses those for pets", fields.class_noun)
         return Subject(tuple(photos.load_photos(path(fields.photos, workdir))), fields.class_noun, fields.token, fields.live)
     source, name = path(fields.dreambench, workdir).parent, path(fields.dreambench, workdir).name
-    pictures = dreambench.photos(processes.first_then_all(lambda: dreambench.prepare(source, workdir / "cache" / "dreambench")), name)
+    pictures = dreambench.photos(storage.first_then_all(lambda: dreambench.prepare(source, workdir / "cache" / "dreambench")), name)
     class_noun = dreambench.class_nouns((source / dreambench.CLASSES_FILE).read_text(encoding="utf-8"))[name]
     live = class_noun in prompts.LIVE_CLASSES
     if fields.class_noun not in ("", class_noun):

@@ -4,12 +4,14 @@ A step's folder holds `state` (a pytree of arrays), `listing` (the name, shape a
 the seed and the log stood). A process killed while it writes leaves a temporary folder: it is never read, and the next run removes it.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
+
+from proxy_jax import storage
 
 ITEMS = ("state", "listing", "position")
 
@@ -28,10 +30,10 @@ class Checkpoints:
     """The checkpoints in `directory`, of which the newest `keep` stay. A context manager: leaving it waits for the last write."""
 
     def __init__(self, directory: Path, *, keep: int):
-        self.directory = directory.resolve()
+        self.directory = storage.checkpoints(directory)
         if jax.process_index() == 0:  # Orbax would do this in a thread, which meets that of a run started right after
             for partial in self.directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(partial)
+                epath.Path(partial).rmtree()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=ITEMS)
 

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from proxy_jax import processes, sharding
+from proxy_jax import processes, sharding, storage
 from proxy_jax.models import parameters
 from proxy_jax.training import optimizer
 from proxy_jax.training.checkpoint import Checkpoints, ResumeError
@@ -84,7 +84,7 @@ def fit(
     held = {"frozen weights": frozen, "trained weights": shapes.params, "optimizer": shapes.optimizer, "moving average": shapes.ema}
     logging.info("memory a device: %s", ", ".join(f"{name} {mebibytes(arrays):.2f} MiB" for name, arrays in held.items() if arrays))
 
-    with Checkpoints(directory / "checkpoints", keep=config.keep_checkpoints) as checkpoints:
+    with Checkpoints(directory / storage.CHECKPOINTS, keep=config.keep_checkpoints) as checkpoints:
         start = checkpoints.latest_step() or 0
         if start:
             state, metrics_end = resume(checkpoints, start, shapes, params, batches, config=config, seed=seed)
@@ -113,7 +113,9 @@ def fit(
                 if previews:  # before saving, so that a run killed in between makes this preview when it resumes
                     preview(trained(skeleton, frozen, state), step)
                 if saves:
-                    checkpoints.save(step, state, {"seed": seed, "batches": batches.get_state(), "metrics": progress.position()})
+                    position = {"seed": seed, "batches": batches.get_state(), "metrics": progress.position()}
+                    storage.push()  # what the checkpoint counts on
+                    checkpoints.save(step, state, position)
                 if stops:
                     logging.info("told to stop: step %d is saved", step)
                     raise processes.Preempted

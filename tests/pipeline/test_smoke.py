@@ -1,4 +1,4 @@
-"""The smoke run end to end: its report, its resumption after kill -9 and SIGTERM, and its losses on eight devices of two processes."""
+"""The smoke run end to end: its report, its resumption after kill -9 and SIGTERM, also in a bucket, and its losses on eight devices."""
 
 import json
 import os
@@ -124,6 +124,29 @@ def test_killed_runs_resume_to_the_same_artefacts(finished, subject_flags, tmp_p
     assert "resumed where it was interrupted" in text and "resuming from step 1 of" in text
     assert text.count("preempted; the same command goes on") == 4
     ours, uninterrupted = artefacts(workdir), artefacts(finished)
+    assert ours.keys() == uninterrupted.keys()
+    assert [name for name in ours if ours[name] != uninterrupted[name]] == []
+
+
+def test_a_workdir_in_a_bucket(finished, subject_flags, tmp_path, bucket):
+    """kill -9 while a checkpoint is written: the rest of the run is done elsewhere, and leaves in the bucket what a folder would hold."""
+    bucket.files.put(str(finished / "random_weights"), "bucket/run/", recursive=True)
+    flags = *subject_flags, "--workdir=gs://bucket/run"
+    process = start(tmp_path / "run", *flags)
+    deadline = time.monotonic() + 300
+    while not bucket.files.find("bucket/run/proxy_tuning/checkpoints/8") and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None, (tmp_path / "run.log").read_text()[-2000:]
+    process.kill()
+    process.wait()
+    before = bucket.versions("run")
+    text = finish(start(tmp_path / "run", *flags), tmp_path / "run")
+    assert text.count("done already") == 1 + 3 and "resuming from step 4 of gs://bucket/run/proxy_tuning/checkpoints" in text
+    assert text.count("report: gs://bucket/run/evaluation/report.html") == 1
+    after = bucket.versions("run")
+    assert [name for name in before if before[name] != after.get(name) and not name.startswith(("proxy_tuning/", "cache/"))] == []
+    bucket.files.get("bucket/run/", str(tmp_path / "copy"), recursive=True)
+    ours, uninterrupted = artefacts(tmp_path / "copy"), artefacts(finished)
     assert ours.keys() == uninterrupted.keys()
     assert [name for name in ours if ours[name] != uninterrupted[name]] == []
 

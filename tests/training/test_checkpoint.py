@@ -9,6 +9,7 @@ import optax
 import pytest
 from jax.sharding import SingleDeviceSharding
 
+from proxy_jax import storage
 from proxy_jax.training.checkpoint import Checkpoints, ResumeError
 
 POSITION = {"seed": 3, "batches": {"epoch": 1, "rows": [4, 5]}, "metrics": 120}
@@ -91,3 +92,21 @@ def test_differences_are_named(folder):
         for like, message in ((wider, r"\(3, 4\) float32 in the checkpoint, \(3, 5\)"), (other, r"lora\.a.*absent in the run"), (half, "bfloat16")):
             with pytest.raises(ResumeError, match=message):
                 checkpoints.restore(6, (like, *rest))
+
+
+def test_in_a_bucket(bucket):
+    """Where nothing can be renamed: what a killed process wrote of a step is not taken for one, and is in nobody's way."""
+    with storage.opened("gs://bucket/training") as folder:
+        storage.pull()
+        with Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
+            for step in (2, 4):
+                checkpoints.save(step, make_state(step), POSITION)
+        bucket.files.pipe_file("bucket/training/checkpoints/6/state/manifest.ocdbt", b"half")
+        with Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
+            assert checkpoints.all_steps() == [4] and checkpoints.position(4) == POSITION
+            jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(4, make_state(0)), make_state(4))
+            checkpoints.save(6, make_state(6), POSITION)
+        with Checkpoints(folder / "checkpoints", keep=1) as checkpoints:
+            assert checkpoints.all_steps() == [6]
+            jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(6, make_state(0)), make_state(6))
+    assert {name.split("/")[1] for name in bucket.versions("training")} == {"6"}
