@@ -111,10 +111,14 @@ accelerator() {
   esac
 }
 
-# What the program cannot do yet, said before money is spent.
+# What could go wrong, said before money is spent.
 notes() {
-  ((hosts == 1)) || echo "note: $type has $hosts hosts here: the workdir must be a folder that all of them mount" >&2
-  case $workdir in gs://*) echo "note: the program does not write to gs:// yet and will refuse it" >&2 ;; esac
+  ((hosts == 1)) || ! is_local_workdir || echo "note: $type has $hosts hosts here: the workdir must be in gs:// or a folder that all of them mount" >&2
+}
+
+# extras EXTRA: this extra of setup.py, and that of workdirs in gs:// where there is one.
+extras() {
+  if is_local_workdir; then echo "$1"; else echo "$1,gs"; fi
 }
 
 # --- On rented machines. The launcher sets: where (zone, project), service (what has ssh and scp), all and first (which workers of it),
@@ -216,7 +220,7 @@ launch() {
   local command status why
   needs_answer
   notes
-  command="bash proxy_jax/launch/detached.sh bash proxy_jax/launch/worker.sh $1 $(quoted "${program[@]}")"
+  command="bash proxy_jax/launch/detached.sh bash proxy_jax/launch/worker.sh $(extras "$1") $(quoted "${program[@]}")"
   finish_on_exit
   while :; do
     prepare

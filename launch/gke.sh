@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A TPU slice of a GKE cluster that xpk has made, by xpk and kubectl, from submission to deletion:
 #   bash launch/gke.sh --type v6e-4 --cluster my-cluster --zone us-east5-a -- --config configs/sdxl_llamagen.py --workdir /data/my_dog ...
-# --workdir must lie on storage attached to the cluster: a pod's own disk is lost with it.
+# --workdir must lie in gs:// or on storage attached to the cluster: a pod's own disk is lost with it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/common.sh
@@ -9,7 +9,7 @@ parse "type= cluster= zone= name= project= spot reservation= keep delete" "$@"
 needs type cluster zone
 accelerator "$type"
 case $accelerator_type in v5litepod-8 | v6e-8) hosts=2 ;; esac # xpk makes them of machines with four chips
-case $workdir in /* | gs://*) ;; *) die "--workdir $workdir would be lost with its pod: name a folder of storage attached to the cluster" ;; esac
+case $workdir in /* | gs://*) ;; *) die "--workdir $workdir would be lost with its pod: name one in gs://, or a folder of storage attached to the cluster" ;; esac
 needs_answer
 notes
 where=(--cluster="$cluster" --zone="$zone")
@@ -19,7 +19,7 @@ pods=--selector=xpk.google.com/workload=$name
 create() {
   # Restarts after preemptions are Kubernetes': the program resumes.
   local command=(xpk workload create --workload="$name" "${where[@]}" --tpu-type="$accelerator_type" --num-slices=1 --max-restarts=50
-    --base-docker-image=python:3.12 --script-dir=. --command="bash launch/worker.sh tpu $(quoted "${program[@]}")")
+    --base-docker-image=python:3.12 --script-dir=. --command="bash launch/worker.sh $(extras tpu) $(quoted "${program[@]}")")
   [ -z "$spot" ] || command+=(--spot)
   [ -z "$reservation" ] || command+=(--reservation="$reservation")
   run "${command[@]}"

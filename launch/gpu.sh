@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/common.sh
 parse "" "$@"
-run bash launch/worker.sh cuda "${program[@]}"
+run bash launch/worker.sh "$(extras cuda)" "${program[@]}"

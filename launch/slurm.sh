@@ -13,5 +13,5 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" # Slurm runs a copy of this file from elsewhere
 source launch/common.sh
 parse "" "$@"
-run bash launch/worker.sh cuda # once, before the nodes share it
+run bash launch/worker.sh "$(extras cuda)" # once, before the nodes share it
 run srun --ntasks-per-node=1 --kill-on-bad-exit=1 .venv/bin/python -m proxy_jax.main "${program[@]}"

@@ -26,6 +26,7 @@ programs that do not change are kept there. It takes libtpu: pip install -e ".[p
 
 Run the same command again to resume: finished stages are skipped, an interrupted one goes on from its last checkpoint, and one
 whose inputs changed runs anew. Every field of the config can be set; configs/base.py lists them all with what they do.
+FOLDER may be gs://BUCKET/FOLDER. It takes gcsfs: pip install -e ".[gs]".
 A run that gets SIGTERM, as before a preemption, saves after the step under way and exits with 75. Several processes run the same
 command on a workdir that all see; where they do not find each other (TPU slices, Slurm), give --coordinator and the two numbers.
 """
@@ -78,7 +79,7 @@ EXPLAINED = (
 )
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file, e.g. configs/smoke.py; --config.FIELD=VALUE sets a field of it.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run writes, or gs://BUCKET/FOLDER.")
 PREFLIGHT = flags.DEFINE_string("preflight", None, "A TPU topology to compile for in place of running, or auto.")
 PREFLIGHT_JSON = flags.DEFINE_string("preflight_json", None, "File for preflight's figures.")
 PREFLIGHT_ONLY = flags.DEFINE_string("preflight_only", "", "Regular expression of the programs to compile; default: all.")
@@ -172,9 +173,11 @@ def parse_flags(argv: list[str]) -> list[str]:
                 raise CommandLineError(f"--preflight keeps its figures in a folder of this machine, not in {WORKDIR.value}; leave --workdir out")
             return rest
         if not WORKDIR.value:
-            raise CommandLineError("give --workdir=FOLDER, the folder for everything the run writes")
+            raise CommandLineError("give --workdir=FOLDER, the folder for everything the run writes, or gs://BUCKET/FOLDER")
         if storage.is_address(WORKDIR.value):
             storage.check_address(WORKDIR.value)
+            if experiment.NAME in (STAGE_NAMES.value or CONFIG.value.stages):  # its runs name each other by their folders
+                raise CommandLineError(f"the stage {experiment.NAME} takes a workdir on this machine, not {WORKDIR.value}")
         elif Path(WORKDIR.value).expanduser().is_file():
             raise CommandLineError(f"--workdir={WORKDIR.value} is a file; give a folder")
         together = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value

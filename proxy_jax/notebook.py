@@ -13,7 +13,7 @@ from IPython.display import HTML, display
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
-from proxy_jax import main
+from proxy_jax import main, storage
 from proxy_jax.data import images
 from proxy_jax.data.photos import image_files
 from proxy_jax.metrics import page, report
@@ -41,7 +41,12 @@ class Run:
 
     @classmethod
     def of(cls, config: str, argument: str | None, workdir: str | Path, changes: Mapping[str, Any]) -> "Run":
-        """The run of a file of configs/, with its argument if it takes one, and the fields in `changes`, by their dotted names."""
+        """The run of a file of configs/, with its argument if it takes one, and the fields in `changes`, by their dotted names.
+
+        Raises ValueError for a workdir that is no folder of this machine.
+        """
+        if storage.is_address(str(workdir)):
+            raise ValueError(f"a notebook's workdir is a folder, not {workdir}; the command line takes gs://BUCKET/FOLDER")
         if str(PROJECT) not in sys.path:
             sys.path.insert(0, str(PROJECT))  # configs import each other
         file = PROJECT / "configs" / config

@@ -162,11 +162,12 @@ class WorkingCopy:
                 elif not name.endswith("/"):  # an object that stands for a folder, as the console makes
                     found[name] = entry["generation"]
             for name in self._generations.keys() - found.keys():
-                (self.folder / name).unlink()
+                (self.folder / name).unlink(missing_ok=True)
             names = [name for name in found if found[name] != self._generations.get(name)]
             if names:
                 self._objects.get(self._remote(names), [str(self.folder / name) for name in names], batch_size=AT_ONCE)
-        self._generations, self._stamps = found, self._found()
+        here = self._found()  # more, perhaps: what this process has compiled before it knew the bucket
+        self._generations, self._stamps = found, {name: here[name] for name in found}
 
     def push(self) -> None:
         """Makes the bucket what this copy is; nothing if it was never pulled.

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "pretraining": {"supervisors", "students", "metrics", "training", "data"} | BELOW_LEARNERS,
     "stages": {"pretraining", "supervisors", "students", "metrics", "training", "data"} | BELOW_LEARNERS,
     "main": {"stages", "pretraining", "supervisors", "students", "metrics", "training", "data"} | BELOW_LEARNERS,
-    "notebook": {"main", "stages", "metrics", "data"},
+    "notebook": {"main", "stages", "metrics", "data", "storage"},
 }
 # Commands stand above every room, as main.py does.
 COMMANDS = {"weights/check.py", "weights/golden/pipeline.py", "weights/golden/lumina.py"}

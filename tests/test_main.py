@@ -107,6 +107,10 @@ def test_a_run_that_cannot_start_ends_with_a_paragraph(tmp_path):
         (["--workdir=run", "--config"], "give --config=FILE"),
         ([f"--config={SMOKE}:sdx", "--workdir=run"], "the supervisor is 'sdx'; there are sd3, sdxl, flux, sd35"),
         ([f"--config={SMOKE}", "--workdir=s3://bucket/run"], "is an address; give a folder of this machine, or gs://BUCKET/FOLDER"),
+        (
+            [f"--config={SMOKE}", "--workdir=gs://bucket/run", "--stages=experiment"],
+            "the stage experiment takes a workdir on this machine, not gs://",
+        ),
         ([f"--config={SMOKE}", "--workdir=gs://bucket/run", "--preflight=v5e:2x4"], "--preflight keeps its figures in a folder of this machine"),
         (["--config=configs/absent.py", "--workdir=run"], "there is no config file configs/absent.py (seen from "),
         (["--config=configs/absent.py", "--workdir=run"], "configs/smoke.py"),

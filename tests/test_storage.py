@@ -38,6 +38,7 @@ def test_a_folder_of_this_machine_is_itself(tmp_path, monkeypatch):
 
 def test_what_one_run_leaves_the_next_finds(bucket):
     """Files that grow, are renamed, deleted or half written; only what changed goes over the line."""
+    bucket.files.pipe_file("bucket/next/run2/other", b"a folder whose name begins alike")
     with storage.opened("gs://bucket/next/run/") as folder:
         storage.pull()
         write(folder / "stage", log="one", old="x")
@@ -169,5 +170,8 @@ def test_missing_credentials_are_refused(bucket, monkeypatch, tmp_path):
     for name, value in {"HOME": tmp_path, "CLOUDSDK_CONFIG": tmp_path, "NO_GCE_CHECK": "true"}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
-    with pytest.raises(storage.StorageError, match="no credentials for --workdir=gs://bucket/run: run `gcloud auth"), storage.opened("gs://bucket/run"):
+    with (
+        pytest.raises(storage.StorageError, match="no credentials for --workdir=gs://bucket/run: run `gcloud auth"),
+        storage.opened("gs://bucket/run"),
+    ):
         storage.pull()

@@ -108,12 +108,12 @@ def test_whole_run(launcher, start, ready, gone):
     assert done.returncode == 0, done.stderr
     assert launcher.kinds() == ["describe", "create", "describe", *PREPARED, "bash", "delete"]
     detached, bash, worker, extra, *program = launcher.program_arguments(option(launcher.named("ssh")[-1], "command"))
-    assert [detached, bash, worker, extra] == ["proxy_jax/launch/detached.sh", "bash", "proxy_jax/launch/worker.sh", "tpu"]
+    assert [detached, bash, worker, extra] == ["proxy_jax/launch/detached.sh", "bash", "proxy_jax/launch/worker.sh", "tpu,gs"]
     assert program == launcher.expected()
     for call in launcher.named("ssh") + launcher.named("create"):
         assert "--zone=us-east5-a" in call and "--project=p" not in call
     assert ("--worker=all" in launcher.named("ssh")[-1]) == (start is TPU_VM)
-    assert "does not write to gs://" in done.stderr
+    assert "note:" not in done.stderr
 
 
 @CLOUDS
@@ -249,7 +249,7 @@ TPUS = {
 @pytest.mark.parametrize("name", TPUS)
 def test_flags_of_each_tpu(launcher, name):
     accelerator, runtime, machine_type, hosts = TPUS[name]
-    done = launcher.run("tpu_vm.sh", "--type", name, "--zone=z", "--dry-run", "--")
+    done = launcher.run("tpu_vm.sh", "--type", name, "--zone=z", "--dry-run", "--", workdir="/data/dog")
     assert f"--accelerator-type={accelerator} --runtime-version={runtime}\n" in done.stdout
     assert (f"{name} has {hosts} hosts" in done.stderr) == (hosts > 1)
     done = launcher.run("tpu_compute_engine.sh", "--type", name, "--zone=z", "--dry-run", "--")
@@ -318,18 +318,21 @@ esac"""
     assert done.returncode == 1 and "lost with its pod" in done.stderr and not launcher.calls
     done = launcher.run(*GKE, "--delete", "--", workdir="/data/dog", answers='case " $* " in *" create "*) exit 1 ;; esac')
     assert done.returncode == 1 and launcher.kinds() == ["create"], "nothing to delete"
-    assert "v5e-8 has 2 hosts here" in launcher.run("gke.sh", "--type=v5e-8", *GKE[3:], "--dry-run", "--", workdir="/data/dog").stderr
+    two_hosts = "gke.sh", "--type=v5e-8", *GKE[3:], "--dry-run", "--"
+    assert "v5e-8 has 2 hosts here" in launcher.run(*two_hosts, workdir="/data/dog").stderr
+    done = launcher.run(*two_hosts, workdir="gs://bucket/dog")
+    assert "note:" not in done.stderr and "worker.sh\\ tpu\\,gs" in done.stdout
 
 
 def test_gpus(launcher):
     launcher.stand_in("bash")
     assert launcher.run("gpu.sh", "--").returncode == 0
-    assert launcher.calls == [["bash", "launch/worker.sh", "cuda", *launcher.expected()]]
+    assert launcher.calls == [["bash", "launch/worker.sh", "cuda,gs", *launcher.expected()]]
     copy = shutil.copy(LAUNCH / "slurm.sh", launcher.folder / "slurm_script")  # Slurm runs a copy
     done = launcher.run(Path(copy), "--", SLURM_SUBMIT_DIR=str(ROOT))
     assert done.returncode == 0, done.stderr
     environment, srun = launcher.calls
-    assert environment == ["bash", "launch/worker.sh", "cuda"]
+    assert environment == ["bash", "launch/worker.sh", "cuda,gs"]
     assert srun == [*"srun --ntasks-per-node=1 --kill-on-bad-exit=1 .venv/bin/python -m proxy_jax.main".split(), *launcher.expected()]
     assert "#SBATCH --requeue\n" in (LAUNCH / "slurm.sh").read_text()
 
