@@ -3,7 +3,9 @@
 import logging
 import os
 import socket
+import urllib.parse
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -52,6 +54,36 @@ class Bucket:
         }
 
 
+def with_generations(emulator) -> dict[str, type]:
+    """Classes of the emulator with what TensorStore counts on and it lacks: an object's generation, in answers and in the conditions of requests."""
+
+    class Response(emulator.Response):
+        def close(self):
+            if self._handler.generation != "0":
+                self["x-goog-generation"] = self._handler.generation
+            super().close()
+
+    class Router(emulator.Router):
+        def handle(self, method):
+            handler, address = self._request_handler, urllib.parse.urlsplit(self._request_handler.path)
+            query = {name: values[0] for name, values in urllib.parse.parse_qs(address.query).items()}
+            name = query.get("name") or urllib.parse.unquote(address.path.partition("/o/")[2])
+            objects = handler.storage.objects.get("bucket", {})
+            handler.generation = objects[name]["generation"] if name in objects else "0"
+            if query.get("ifGenerationMatch", handler.generation) != handler.generation:
+                status = HTTPStatus.PRECONDITION_FAILED
+            elif query.get("ifGenerationNotMatch") == handler.generation != "0":
+                status = HTTPStatus.NOT_MODIFIED
+            else:
+                return super().handle(method)
+            handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+            response = Response(handler)
+            response.status = status
+            return response.close()
+
+    return {"Response": Response, "Router": Router}
+
+
 @pytest.fixture(scope="session")
 def bucket() -> Iterator[Bucket]:
     """Google Cloud Storage in this process's memory. One for all tests: TensorStore looks once where it is."""
@@ -59,9 +91,11 @@ def bucket() -> Iterator[Bucket]:
     logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
-    server = emulator.create_server("localhost", port, in_memory=True, default_bucket="bucket")
-    server.start()
     with pytest.MonkeyPatch.context() as patch:
+        for name, changed in with_generations(emulator).items():
+            patch.setattr(emulator, name, changed)
+        server = emulator.create_server("localhost", port, in_memory=True, default_bucket="bucket")
+        server.start()
         for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
             patch.setenv(name, f"http://localhost:{port}")
         # Nobody is asked for credentials, which it does not want, nor for the sort of the bucket.
@@ -69,4 +103,4 @@ def bucket() -> Iterator[Bucket]:
             patch.setenv(name, value)
         pytest.importorskip("gcsfs")
         yield Bucket()
-    server.stop()
+        server.stop()
