@@ -67,6 +67,7 @@ def pull() -> None:
     """Fills the working copy of an address, in every process. Raises StorageError, for what the user can mend, before anything is changed."""
     if _copy is not None:
         _copy.connect()
+        processes.barrier()  # the first has taken away what it tried the bucket with
         _copy.pull()
         processes.barrier()
 
