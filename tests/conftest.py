@@ -94,6 +94,7 @@ def bucket() -> Iterator[Bucket]:
     with pytest.MonkeyPatch.context() as patch:
         for name, changed in with_generations(emulator).items():
             patch.setattr(emulator, name, changed)
+        patch.setattr(emulator.server.HTTPServer, "request_queue_size", 128)  # it answers one after the other; more than wait are not heard
         server = emulator.create_server("localhost", port, in_memory=True, default_bucket="bucket")
         server.start()
         for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):

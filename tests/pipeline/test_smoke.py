@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -12,6 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from proxy_jax import storage
 from proxy_jax.data import images
 from proxy_jax.metrics import scores
 from proxy_jax.metrics.encoders import MetricEncoders
@@ -130,7 +132,9 @@ def test_killed_runs_resume_to_the_same_artefacts(finished, subject_flags, tmp_p
 
 def test_a_workdir_in_a_bucket(finished, subject_flags, tmp_path, bucket):
     """kill -9 while a checkpoint is written: the rest of the run is done elsewhere, and leaves in the bucket what a folder would hold."""
-    bucket.files.put(str(finished / "random_weights"), "bucket/run/", recursive=True)
+    with storage.opened("gs://bucket/run") as copy:
+        storage.pull()
+        shutil.copytree(finished / "random_weights", copy / "random_weights")
     flags = *subject_flags, "--workdir=gs://bucket/run"
     process = start(tmp_path / "run", *flags)
     deadline = time.monotonic() + 300
@@ -145,8 +149,9 @@ def test_a_workdir_in_a_bucket(finished, subject_flags, tmp_path, bucket):
     assert text.count("report: gs://bucket/run/evaluation/report.html") == 1
     after = bucket.versions("run")
     assert [name for name in before if before[name] != after.get(name) and not name.startswith(("proxy_tuning/", "cache/"))] == []
-    bucket.files.get("bucket/run/", str(tmp_path / "copy"), recursive=True)
-    ours, uninterrupted = artefacts(tmp_path / "copy"), artefacts(finished)
+    with storage.opened("gs://bucket/run") as copy:
+        storage.pull()
+        ours, uninterrupted = artefacts(copy), artefacts(finished)
     assert ours.keys() == uninterrupted.keys()
     assert [name for name in ours if ours[name] != uninterrupted[name]] == []
 
