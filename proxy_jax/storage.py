@@ -149,7 +149,7 @@ class WorkingCopy:
         try:
             yield
         except (OSError, HttpError, ClientError, GoogleAuthError) as error:
-            raise StorageError(f"--workdir={self._address} cannot be reached: {type(error).__name__}: {error}") from error
+            raise StorageError(f"--workdir={self._address} cannot be read or written: {type(error).__name__}: {error}") from error
 
     def pull(self) -> None:
         """Makes this copy what is in the bucket."""
@@ -187,8 +187,7 @@ class WorkingCopy:
             self._remove([name for name in gone if Path(name).name == DONE])
             self._remove([name for name in gone if Path(name).name not in (STARTED, DONE)])
             for name in [name for name in self._checkpoints if not (self.folder / name).is_dir()]:
-                with contextlib.suppress(FileNotFoundError):
-                    self._objects.rm(f"{self._root}/{name}", recursive=True)
+                self._remove([name], recursive=True)
                 self._checkpoints.remove(name)
             self._remove([name for name in gone if Path(name).name == STARTED])
             self._put([name for name in changed if Path(name).name == DONE])
@@ -202,7 +201,7 @@ class WorkingCopy:
 
     def address_of(self, path: Path) -> str:
         """The address of a path in this copy."""
-        return f"{self._address}/{path.relative_to(self.folder).as_posix()}"
+        return str(path).replace(str(self.folder), self._address, 1)
 
     def _remote(self, names: list[str]) -> list[str]:
         return [f"{self._root}/{name}" for name in names]
@@ -211,9 +210,10 @@ class WorkingCopy:
         if names:
             self._objects.put([str(self.folder / name) for name in names], self._remote(names), batch_size=AT_ONCE)
 
-    def _remove(self, names: list[str]) -> None:
+    def _remove(self, names: list[str], recursive: bool = False) -> None:
         if names:
-            self._objects.rm(self._remote(names))
+            with contextlib.suppress(FileNotFoundError):  # an earlier push was interrupted
+                self._objects.rm(self._remote(names), recursive=recursive)
 
     def _found(self) -> dict[str, tuple[int, int]]:
         """Size and time of each file in this copy, without those that are being written."""

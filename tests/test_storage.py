@@ -81,20 +81,21 @@ def test_other_processes_see_what_the_first_wrote(bucket, monkeypatch):
         assert storage._copy is first
 
 
-class Killed(BaseException):
-    """The process ends."""
+class Stopped(BaseException):
+    """The process is to end, or has ended."""
 
 
 class Objects:
-    """A bucket as WorkingCopy uses one, which after `lives` changes kills whoever asks for another."""
+    """A bucket as WorkingCopy uses one, which after `left` changes stops whoever asks for another: for good, or once, as a signal would."""
 
-    def __init__(self):
-        self.content, self.lives = {}, 10**6
+    def __init__(self, once: bool):
+        self.content, self.left, self.once = {}, 10**6, once
 
     def _change(self) -> None:
-        if self.lives == 0:
-            raise Killed
-        self.lives -= 1
+        if self.left == 0:
+            self.left = 10**6 if self.once else 0
+            raise Stopped
+        self.left -= 1
 
     def put(self, paths, names, batch_size):
         for path, name in zip(paths, names, strict=True):
@@ -107,7 +108,10 @@ class Objects:
             Path(path).write_text(self.content[name])
 
     def rm(self, names, recursive=False):
-        for name in [name for name in self.content if name.startswith(f"{names}/")] if recursive else names:
+        found = [name for name in self.content if name in names or (recursive and name.startswith(f"{names[0]}/"))]
+        if not found:
+            raise FileNotFoundError
+        for name in found:
             self._change()
             del self.content[name]
 
@@ -115,18 +119,19 @@ class Objects:
         return {name: {"generation": content} for name, content in self.content.items()}
 
 
-def test_a_run_killed_between_any_two_objects_leaves_stages_that_can_be_judged(monkeypatch):
+@pytest.mark.parametrize("once", [False, True], ids=["killed", "told to stop"])
+def test_a_run_stopped_between_any_two_objects_leaves_stages_that_can_be_judged(once, monkeypatch):
     """A finished stage is put away for one of other inputs: DONE.json never vouches for files that are not there, nor STARTED.json for others."""
     for moment in itertools.count():
-        objects = Objects()
+        objects = Objects(once)
         monkeypatch.setattr(storage.WorkingCopy, "connect", lambda copy, objects=objects: setattr(copy, "_objects", objects))
         with storage.opened("gs://b/run") as folder:
             storage.pull()
             write(folder / "stage", STARTED="a", DONE="a", output="a", other="a")
         objects.content["b/run/stage/checkpoints/8/state"] = "a"
-        with contextlib.suppress(Killed), storage.opened("gs://b/run") as folder:
+        with contextlib.suppress(Stopped), storage.opened("gs://b/run") as folder:
             storage.pull()
-            objects.lives = moment
+            objects.left = moment
             (folder / "stage").rename(folder / "stage.previous")
             storage.push()
             write(folder / "stage", STARTED="b", output="b")
@@ -138,7 +143,10 @@ def test_a_run_killed_between_any_two_objects_leaves_stages_that_can_be_judged(m
             assert all(found[f"stage.previous/{name}.json"] == "a" for name in ("STARTED", "output", "other"))
         here = {content for name, content in found.items() if name.startswith("stage/")}
         assert not here or here == {found["stage/STARTED.json"]}
-        if objects.lives:
+        if once:  # what was interrupted is brought to its end
+            assert {name.removeprefix("stage/") for name in found if name.startswith("stage/")} in (set(), {"STARTED.json", "output.json"})
+            assert "stage.previous/DONE.json" in found
+        if 0 < objects.left < 10**5:
             break
     assert moment > 10 and here == {"b"} and "stage.previous/DONE.json" in found
 

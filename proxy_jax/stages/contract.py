@@ -91,10 +91,10 @@ def upstream(workdir: Path, stage: str) -> str:
     """A digest of a finished stage's inputs and outputs. Raises StageError if it is not done or its outputs are not as it left them."""
     done = _done(workdir / stage)
     if done is None:
-        raise StageError(f"the stage {stage} is not done in {workdir}; run it first (--stages={stage},...)")
+        raise StageError(f"the stage {stage} is not done in {storage.address(workdir)}; run it first (--stages={stage},...)")
     changed = _changed_outputs(workdir / stage, done)
     if changed:
-        raise StageError(f"in {workdir / stage} {', '.join(changed)} since the stage was done; run it again (--stages={stage},...)")
+        raise StageError(f"in {storage.address(workdir / stage)} {', '.join(changed)} since the stage was done; run it again (--stages={stage},...)")
     return cache.digest([done["inputs"], done["files"]])
 
 
@@ -178,10 +178,11 @@ def _discard(folder: Path) -> None:
         shutil.rmtree(discarded)
     foreign = [] if not folder.exists() else sorted(path.name for path in folder.iterdir() if path.suffix != ".partial")
     if foreign and STARTED not in foreign and DONE not in foreign:
-        raise StageError(f"{folder} holds files that no stage wrote ({', '.join(foreign[:5])}); move them away or choose another --workdir")
+        names = ", ".join(foreign[:5])
+        raise StageError(f"{storage.address(folder)} holds files that no stage wrote ({names}); move them away or choose another --workdir")
     if finished:
         folder.rename(previous)
-        logging.info("%s: the finished run is kept as %s", folder.name, previous)
+        logging.info("%s: the finished run is kept as %s", folder.name, storage.address(previous))
     elif folder.exists():
         folder.rename(discarded)
         shutil.rmtree(discarded)

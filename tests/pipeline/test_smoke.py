@@ -131,21 +131,22 @@ def test_killed_runs_resume_to_the_same_artefacts(finished, subject_flags, tmp_p
 
 
 def test_a_workdir_in_a_bucket(finished, subject_flags, tmp_path, bucket):
-    """kill -9 while a checkpoint is written: the rest of the run is done elsewhere, and leaves in the bucket what a folder would hold."""
+    """A run begun in a folder goes on in a bucket and is killed while it writes a checkpoint there: another ends it, with the same artefacts."""
     with storage.opened("gs://bucket/run") as copy:
         storage.pull()
-        shutil.copytree(finished / "random_weights", copy / "random_weights")
+        for name in ("cache", "random_weights", "subject_tuning"):
+            shutil.copytree(finished / name, copy / name, ignore=shutil.ignore_patterns("checkpoints"))
     flags = *subject_flags, "--workdir=gs://bucket/run"
     process = start(tmp_path / "run", *flags)
     deadline = time.monotonic() + 300
     while not bucket.files.find("bucket/run/proxy_tuning/checkpoints/8") and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+        time.sleep(0.1)
     assert process.poll() is None, (tmp_path / "run.log").read_text()[-2000:]
     process.kill()
     process.wait()
     before = bucket.versions("run")
     text = finish(start(tmp_path / "run", *flags), tmp_path / "run")
-    assert text.count("done already") == 1 + 3 and "resuming from step 4 of gs://bucket/run/proxy_tuning/checkpoints" in text
+    assert text.count("done already") == 2 + 3 and "resuming from step 4 of gs://bucket/run/proxy_tuning/checkpoints" in text
     assert text.count("report: gs://bucket/run/evaluation/report.html") == 1
     after = bucket.versions("run")
     assert [name for name in before if before[name] != after.get(name) and not name.startswith(("proxy_tuning/", "cache/"))] == []
