@@ -21,8 +21,8 @@ stages, each of which writes into FOLDER/<stage>/:
   experiment        configs/micro/dreambench.py: many runs of the stages compared over subjects
 
 --preflight compiles the stages' programs for a TPU slice without having one, nor photos or weights, and prints what they need of it.
-TOPOLOGY is v4, v5e, v5p or v6e and a shape (v5e:2x4, v5p:2x2x1; two slices: 2xv5e:2x4), or auto: the smallest that fits. With a --workdir, figures of
-programs that do not change are kept there. It takes libtpu: pip install -e ".[preflight]".
+TOPOLOGY is v4, v5e, v5p or v6e and a shape (v5e:2x4, v5p:2x2x1; two slices: 2xv5e:2x4), or auto: the smallest that fits. With a
+--workdir, figures of programs that do not change are kept there. It takes libtpu: pip install -e ".[preflight]".
 
 Run the same command again to resume: finished stages are skipped, an interrupted one goes on from its last checkpoint, and one
 whose inputs changed runs anew. Every field of the config can be set; configs/base.py lists them all with what they do.
