@@ -65,8 +65,7 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
     for stage in (config.subject_tuning, config.proxy_tuning):
         stage.prompt = prompts.PAPER_TEMPLATE
         stage.training.preview_every = 0
-    # Every arm has the same prior batches, but for those without: of the student drawn as it is evaluated, as many as the supervisor's.
-    config.proxy_tuning.prior.update(weight=1.0, num_images=64, guidance_scale=3.0, top_k=0)
+    # Every arm has the same prior batches (common.main_job), but for those without.
     with config.unlocked():
         config.experiment = base.experiment()
         config.experiment.shared = dict(evaluation=dict(arms=("supervisor", "untuned_supervisor", "untuned_student")))
