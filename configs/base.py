@@ -188,9 +188,9 @@ def get_config() -> ConfigDict:
     config.proxies = ""  # e.g. runs/other/proxy_generation/dataset
     # More subjects for the same student, tuned together with the run's own: "token=zwx,class_noun=cat,photos=FOLDER" (or proxies=FOLDER) each.
     config.subjects = ()
-    # -1: the devices that remain. Several TPU slices are joined by data alone. auto:
-    # the sizes are chosen from the number of devices, the batches and the models (sharding.auto_sizes). With auto, or weights split over fsdp,
-    # stages 2 and 4, which only draw, have sizes of their own (sharding.drawing_sizes).
+    # -1: the devices that remain. Several TPU slices are joined by data alone. auto: the sizes are chosen from the number of devices, the
+    # batches and the models (sharding.auto_sizes). With auto, or weights split over fsdp, stages 2 and 4, which only draw, have sizes of their
+    # own (sharding.drawing_sizes).
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1, auto=False))
     config.compute = ConfigDict(dict(dtype="bfloat16", remat="full", unroll=False))
 

@@ -76,7 +76,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
 
 
 def _place(device: jax.Device) -> tuple[int, int, int]:
-    return getattr(device, "slice_index", 0), getattr(device, "process_index", 0), getattr(device, "id", 0)
+    """A device's slice, process and number; GPUs have a slice_index too, which tells their hosts apart."""
+    own = getattr(device, "slice_index", 0) if getattr(device, "platform", "") == "tpu" else 0
+    return own, getattr(device, "process_index", 0), getattr(device, "id", 0)
 
 
 def count_slices(devices: Sequence[jax.Device]) -> int:

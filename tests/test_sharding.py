@@ -24,13 +24,14 @@ def test_make_mesh_fills_in_what_remains_and_refuses_what_does_not_fit():
 
 def test_slices_are_joined_by_data_alone_and_a_process_holds_a_block():
     places = [(number % 2, number % 4, number) for number in range(8)]  # as no process and no slice comes first
-    device = dataclasses.make_dataclass("Device", ["slice_index", "process_index", "id"], frozen=True)
+    device = dataclasses.make_dataclass("Device", ["slice_index", "process_index", "id", ("platform", str, "tpu")], frozen=True)
     devices = [device(*place) for place in places]
     found = sharding.make_mesh(2, 2, 2, devices).devices
     assert [[device.slice_index for device in half.flat] for half in found] == [[0] * 4, [1] * 4]
     assert [device.process_index for device in found.flat] == [0, 0, 2, 2, 1, 1, 3, 3]
     with pytest.raises(sharding.ShardingError, match="2 slices are joined by data alone"):
         sharding.make_mesh(1, 4, 2, devices)
+    assert sharding.count_slices([dataclasses.replace(one, platform="gpu") for one in devices]) == 1, "of GPUs it is the host"
 
 
 @pytest.mark.parametrize(

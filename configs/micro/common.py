@@ -26,9 +26,7 @@ def pretraining(recipe: str, model: dict, checkpoints: str, **training) -> Confi
     """
     config = base.get_config()
     config.stages = ("pretraining",)
-    config.compute.dtype = "float32"
-    config.compute.remat = "none"
-    config.compute.unroll = True
+    config.compute.update(dtype="float32", remat="none", unroll=True)
     generators(config, checkpoints)
     with config.unlocked():
         config.pretraining = base.pretraining()

@@ -396,7 +396,7 @@ def decides(config: ConfigDict, names: Sequence[str], workdir: Path) -> dict[str
     found = contract.fields(config, "seed", "compute", *names) | {"subject": learners.subject(config, workdir).key()}
     roles = {ROLE[name] for name in names if name in ROLE}
     if evaluation.NAME in names:
-        roles |= {arm.removeprefix("untuned_") for arm in config.evaluation.arms}
+        roles |= {learners.role(arm) for arm in config.evaluation.arms}
         encoders = {name: config.evaluation[name] for name in ENCODERS if config.evaluation[name]}
         found[evaluation.NAME] = {name: value for name, value in found[evaluation.NAME].items() if name not in ENCODERS}
         found["encoders"] = {name: cache.fingerprint(learners.locate(workdir)(value)) for name, value in encoders.items()}

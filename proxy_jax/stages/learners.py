@@ -89,6 +89,11 @@ class Subject:
         return self.words() | {"photos": {photo.name: photo.sha256 for photo in self.photos}}
 
 
+def role(arm: str) -> str:
+    """Who draws the pictures of an arm of the evaluation: "supervisor" or "student"."""
+    return "student" if arm.endswith("student") else "supervisor"
+
+
 def parse_subject(entry: str) -> dict[str, str]:
     """The fields of one of config.subjects. Raises StageError if it lacks one or has others."""
     pairs = [pair.partition("=") for pair in re.split(r",(?=\w+=)", entry)]

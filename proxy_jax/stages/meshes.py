@@ -44,8 +44,7 @@ def of_stage(name: str, config: ConfigDict, workdir: Path, mesh: Mesh, *, room: 
     if name not in DRAWING or (mesh.shape["fsdp"] == 1 and not config.mesh.auto):
         return mesh
     devices, fields = list(mesh.devices.flat), config[name]
-    roles = {"student" if arm.endswith("student") else "supervisor" for arm in fields.get("arms", ("supervisor",))}
-    made = [getattr(learners, role)(config, workdir) for role in roles]
+    made = [getattr(learners, role)(config, workdir) for role in {learners.role(arm) for arm in fields.get("arms", ("supervisor",))}]
     held = max(count(learner) * jnp.dtype(learner.compute.dtype).itemsize for learner in made)
     needs = dict(rows=fields.batch_size, held=held, room=room or _room(), slices=sharding.count_slices(devices))
     return sharding.make_mesh(**sharding.drawing_sizes(len(devices), **needs), devices=devices)

@@ -242,7 +242,7 @@ class Bench:
     def _evaluation(self) -> None:
         fields = self.config.evaluation
         for arm in fields.arms:
-            role = "student" if arm.endswith("student") else "supervisor"
+            role = learners.role(arm)
             stage = self.config.proxy_tuning if role == "student" else self.config.subject_tuning
             learner = getattr(learners, role)(self.config, self.workdir)
             self._draw(learner, stage, fields.batch_size, fields[role].to_dict())

@@ -98,23 +98,41 @@ class Module:
                 yield name, instruction, times
                 # Reductions' to_apply is a scalar's arithmetic.
                 if instruction.kind in ("fusion", "while", "call", "conditional", "async-start", "custom-call"):
-                    count = times * self.trips(instruction) if instruction.kind == "while" else times
+                    count = times * self.trips(name, instruction) if instruction.kind == "while" else times
                     for one, several in CALLS.findall(instruction.text):
                         stack += [(called.strip(" %"), count) for called in (one or several).split(",")]
 
-    def trips(self, loop: Instruction) -> int:
-        """How often a loop runs: the constant that its condition compares with; 1 if there is none."""
-        condition = re.search(r"condition=%?([\w.\-]+)", loop.text)[1]
-        constants = [int(found[1]) for line in self.computations[condition].values() if (found := _constant(line))]
-        return max(constants, default=1)
+    def trips(self, computation: str, loop: Instruction) -> int:
+        """How often a loop of a computation runs: from what its counter starts at to the constant that its condition compares with; 1 without one.
+
+        XLA takes the first turn out of loops whose collectives it overlaps with the next turn.
+        """
+        condition = self.computations[re.search(r"condition=%?([\w.\-]+)", loop.text)[1]]
+        ends = [end for line in condition.values() if (end := _constant(line)) is not None]
+        if not ends:
+            return 1
+        counters = [int(line.text.rpartition("index=")[2].split(",")[0]) for line in condition.values() if line.kind == "get-tuple-element"]
+        return max(ends) - (self._start(computation, loop.operands[0], counters[0]) if counters else 0)
+
+    def _start(self, computation: str, name: str, index: int) -> int:
+        """The constant that is element `index` of a tuple, or a copy of one; 0 if it is something else."""
+        lines = self.computations[computation]
+        line = lines.get(name)
+        if line is not None and line.kind == "tuple":
+            line = lines.get(line.operands[index])
+        while line is not None and line.kind in ("copy", "bitcast"):
+            line = lines.get(line.operands[0])
+        return 0 if line is None else _constant(line) or 0
 
     def bytes_of(self, computation: str, names: tuple[str, ...]) -> int:
         """Bytes of the results of instructions of a computation."""
         return sum(size(self.computations[computation][name].result) for name in names if name in self.computations[computation])
 
 
-def _constant(line: Instruction) -> re.Match | None:
-    return re.match(r"(\d+)\)", line.text) if line.kind == "constant" and line.result.startswith("s32[]") else None
+def _constant(line: Instruction) -> int | None:
+    """The value of a whole number."""
+    found = re.match(r"(\d+)\)", line.text) if line.kind == "constant" and line.result.startswith("s32[]") else None
+    return None if found is None else int(found[1])
 
 
 @dataclasses.dataclass(frozen=True)

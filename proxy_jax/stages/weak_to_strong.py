@@ -126,7 +126,7 @@ def tell(subject: str, arms: Mapping[str, tuple[ConfigDict, Path]], pictures: in
         sides = {}
         for name, (arm, where) in arms.items():
             found = draw(arm, where, prompts[:count], folder / f"{name}{suffix}", changes)
-            sides[name] = observer.look(f"{name}{suffix}", found, decoded=arm.evaluation.arms[0].endswith("student"))
+            sides[name] = observer.look(f"{name}{suffix}", found, decoded=learners.role(arm.evaluation.arms[0]) == "student")
         return accounts(supervisor, sides)
 
     through = codecs(learners.supervisor(config, workdir), student)

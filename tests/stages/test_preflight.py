@@ -95,11 +95,11 @@ def test_tensor_parallelism_reduces_activations_twice_a_layer_each_way(steps):
 
 
 @needs_libtpu
-def test_two_slices_exchange_about_as_much_as_each_chip_s_gradients():
+def test_two_slices_exchange_each_chip_s_gradients_once():
     [step] = preflight.preflight("2xv5e:2x2", lumina(data=2, fsdp=4), ("proxy_tuning",), only=STEP).programs
-    gradients = 2 * (KERNELS + 2 * HEAD) / 4  # in bfloat16, cut in four
+    gradients = (2 * (KERNELS + HEAD) + 4 * HEAD) / 4  # in bfloat16, the embedding's in float32; cut in four
     print(f"{step.collectives[program_costs.BETWEEN_SLICES] / gradients:.2f} times the gradients")
-    assert 1 <= step.collectives[program_costs.BETWEEN_SLICES] / gradients < 2
+    assert 1 <= step.collectives[program_costs.BETWEEN_SLICES] / gradients < 1.2
 
 
 def assert_no_activations(collectives):

@@ -20,7 +20,7 @@ HloModule step
 %condition (p: (s32[], f32[4,8], bf16[3,8,8])) -> pred[] {
   %p = (s32[], f32[4,8], bf16[3,8,8]) parameter(0)
   %i = s32[]{:T(128)} get-tuple-element(%p), index=0
-  %end = s32[]{:T(128)} constant(3)
+  %end = s32[]{:T(128)} constant(4)
   ROOT %less = pred[] compare(%i, %end), direction=LT
 }
 
@@ -32,7 +32,10 @@ HloModule step
 
 ENTRY %main (a: f32[4,8]) -> f32[4,8] {
   %a = f32[4,8]{1,0} parameter(0)
-  %loop = (s32[], f32[4,8], bf16[3,8,8]) while(%a), condition=%condition, body=%body
+  %one = s32[]{:T(128)} constant(1)
+  %counter = s32[]{:T(128)} copy(%one)
+  %carry = (s32[], f32[4,8], bf16[3,8,8]) tuple(%counter, %a, /*index=2*/%a)
+  %loop = (s32[], f32[4,8], bf16[3,8,8]) while(%carry), condition=%condition, body=%body
   %g = f32[8,8]{1,0} broadcast(%a)
   %part = f32[2,8]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
   %again = f32[2,8]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
