@@ -84,6 +84,7 @@ def proxy_tuning() -> ConfigDict:
         dict(
             source="proxies",  # proxies | photos: the paper's direct-tuning baseline
             num_proxies=0,  # only the first so many of a proxy set; 0: all
+            proxy_prompts=(),  # only the proxies of these of proxy_generation.prompts; (): all
             # lora | full | two_stage: the token's text features first (`embedding`), then all weights (`training`), as Sun et al.,
             # arXiv 2504.13162, who take 70 steps at 5e-6 for the second
             mode="lora",

@@ -1,10 +1,11 @@
 """The paper's comparison on micro-DreamBench: is the proxy-tuned student better than its supervisor, and than direct tuning?
 
     python -m proxy_jax.main --config configs/micro/dreambench.py --workdir runs/micro/paper9                nine subjects
+    python -m proxy_jax.main --config configs/micro/dreambench.py:core --workdir runs/micro/paper9           of them the two claims alone
     python -m proxy_jax.main --config configs/micro/dreambench.py:dreambench30 --workdir runs/micro/dreambench30
     python -m proxy_jax.main --config configs/micro/dreambench.py:development --workdir runs/micro/development
 
-The last one chooses what the others use, on six subjects that paper9 lacks: each arm at each of RATES. Hardware: 2 CPU cores. Results are
+The last one chooses what the others use, on six subjects that paper9 lacks: each arm at each of RATES. paper9 goes on from core's results. Hardware: 2 CPU cores. Results are
 kept as small files in docs/weak_to_strong/results; tables and figures are written into docs/weak_to_strong/PROTOCOL too, and
 docs/weak_to_strong.md tells what came out. Those of development stay in its workdir.
 """
@@ -21,15 +22,16 @@ from proxy_jax.data.microworld.vocabulary import RARE_WORDS
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "weak_to_strong"
 PROTOCOLS = {
     "development": ("dog2", "dog7", "bear_plushie", "can", "fancy_boot", "rc_car"),
+    "core": prompts.PAPER9,
     "paper9": prompts.PAPER9,
     "dreambench30": tuple(prompts.SUBJECTS),
 }
 # The rule, one for all arms: of each arm the rate of RATES with the highest mean identity × context over the development subjects, in the table
 # that the protocol development writes. Steps × batch are given, the same for all students. BEST_DIRECT: the direct arm that is then highest.
 # Before it the supervisor's own rate and steps are chosen likewise (--config.subject_tuning.training.learning_rate), as it draws the proxies.
-RATES = (1e-4, 3e-4, 1e-3)
+RATES = (3e-4, 1e-3, 3e-3)
 SUPERVISOR_RATE = 1e-3  # the values here are guesses until the protocol development has run
-CHOSEN = dict(proxy=1e-3, diffusion_on_proxies=1e-3, direct_lora=3e-4, direct_full=1e-4, direct_augmented=3e-4, direct_two_stage=1e-4)
+CHOSEN = dict(proxy=3e-3, diffusion_on_proxies=1e-3, direct_lora=1e-3, direct_full=3e-4, direct_augmented=1e-3, direct_two_stage=3e-4)
 BEST_DIRECT = "direct_lora"
 
 
@@ -60,10 +62,8 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
     config.proxy_generation.num_images = 1000
     config.subject_tuning.training.learning_rate = SUPERVISOR_RATE
     config.proxy_tuning.training.learning_rate = CHOSEN["proxy"]  # of the arm `together`
-    config.proxy_tuning.embedding.update(steps=300, batch_size=config.proxy_tuning.training.batch_size)
-    # Photos have the prompt that proxies have, and that the evaluation's begin with: no arm shall win by the words it was tuned on.
+    config.proxy_tuning.embedding.update(steps=100, batch_size=config.proxy_tuning.training.batch_size)
     for stage in (config.subject_tuning, config.proxy_tuning):
-        stage.prompt = prompts.PAPER_TEMPLATE
         stage.training.preview_every = 0
     # Every arm has the same prior batches (common.main_job), but for those without.
     with config.unlocked():
@@ -81,6 +81,7 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
             ("proxy_without_prior", student(CHOSEN["proxy"], source="proxies", **without)),
             ("direct_without_prior", student(CHOSEN["direct_lora"], **without)),
             ("oracle", arm("proxy", CHOSEN["proxy"])),
+            ("proxy_one_prompt", student(CHOSEN["proxy"], source="proxies", proxy_prompts=(prompts.PAPER_TEMPLATE,))),
             *((f"proxy_{count}", student(CHOSEN["proxy"], source="proxies", num_proxies=count)) for count in (300, 100, 30, 10)),
         ),
         results=str(DOCUMENT / "results"),
@@ -93,9 +94,13 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
             ("proxy", "diffusion_on_proxies"),
             ("diffusion_on_proxies", "supervisor"),
             ("proxy_without_prior", "direct_without_prior"),
+            ("proxy", "proxy_one_prompt"),
             ("proxy", "together"),
             ("oracle", "proxy"),
         ),
         account_arms=("proxy", "diffusion_on_proxies", "oracle"),
     )
+    if protocol == "core":
+        claimed = tuple((name, changes) for name, changes in config.experiment.arms if name in ("proxy", BEST_DIRECT))
+        config.experiment.update(arms=claimed, contrasts=(), account_arms=(), together=0)
     return config

@@ -173,10 +173,13 @@ def _measures(summaries: Mapping[str, Any]) -> dict[str, Any]:
 def markdown(content: Mapping[str, Any]) -> str:
     """The tables as Markdown: mean ± half width; contrasts, the primary ones bold where their interval on the main score leaves out 0.
 
-    Gains are shown with the subjects won. If they are there, also "budgets" and "differing" (both of stages/experiment.py), and the account.
+    Gains are shown with the subjects won. If they are there, also "unfinished", "differing" and "budgets" (of stages/experiment.py), and the
+    account.
     """
     scores = list(content["arms"][0]["scores"])
     lines = [f"{len(content['subjects'])} subjects; mean ± 95 % interval over them."]
+    if content.get("unfinished"):
+        lines += ["", f"**Unfinished**: {', '.join(content['unfinished'])} are still to come."]
     for name, values in content.get("differing", {}).items():
         lines += ["", f"**Caution**: the results were not all made with the same {name}, but with {' and '.join(values)}."]
     lines += _table(["arm", "n", *scores], [[arm["arm"], arm["subjects"], *map(_cell, arm["scores"].values())] for arm in content["arms"]])

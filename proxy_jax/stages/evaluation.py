@@ -277,8 +277,8 @@ def _label(name: str, config: ConfigDict) -> str:
 def _proxies(config: ConfigDict, subject: learners.Subject, workdir: Path) -> list[report.Picture]:
     """What the student learned from; of another run's proxies only those that the page shows, copied."""
     proxies = proxy_set.read(training_set.folder_of(config, workdir))
-    captions = training_set.prompts(proxies, subject)[: config.proxy_tuning.num_proxies or len(proxies)]
-    numbers = range(len(captions))
+    captions = training_set.proxies_of(proxies, subject, config.proxy_tuning)
+    numbers = list(captions)
     folder = workdir / "proxy_generation" / "images"
     if config.proxies:
         numbers, folder = report.spread(numbers, report.PROXIES_SHOWN), workdir / NAME / "proxies"

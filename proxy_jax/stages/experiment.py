@@ -102,7 +102,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Makes every result of every subject that is not there yet, then the tables and figures."""
+    """Makes every result of every subject that is not there yet, and after each subject the tables and figures of those that are done."""
     rows: list[dict[str, Any]] = []
     results: list[Result] = []
     fields, plan = config.experiment, Plan(config, workdir)
@@ -118,6 +118,15 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         shown = ", ".join(f"{row['arm']} {row[fields.main_score]:.3f}" for row in ranked)
         logging.info("%s (%d of %d) in %.0f s: %s", subject, number + 1, len(fields.subjects), time.time() - begin, shown)
         rows += own
+        content = tables(rows, results, config, workdir) | {"unfinished": list(fields.subjects[number + 1 :])}
+        for folder in (workdir / NAME, *([learners.path(fields.document, workdir)] if fields.document else [])):
+            write(content, folder)
+    return {}
+
+
+def tables(rows: Sequence[Mapping[str, Any]], results: Sequence[Result], config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """All that the tables and figures say, of one row an arm and subject, and the results that these come from."""
+    fields = config.experiment
     content = comparison.compare(
         rows, SCORES, reference=fields.reference, main_score=fields.main_score, primary=fields.primary, contrasts=fields.contrasts
     )
@@ -129,9 +138,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         told = [found for found in results if found["run"] == ACCOUNT]
         content["account"] = comparison.accounts(told, fields.account_arms, MOST_MISREAD)
         content["account_guided"] = comparison.accounts(told, fields.account_arms, MOST_MISREAD, drawn="guided")
-    for folder in (workdir / NAME, *([learners.path(fields.document, workdir)] if fields.document else [])):
-        write(content, folder)
-    return {}
+    return content
 
 
 def write(content: dict[str, Any], folder: Path) -> None:

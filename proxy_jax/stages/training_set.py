@@ -51,24 +51,35 @@ def digest(proxies: proxy_set.ProxySet) -> str:
     return cache.digest([[record["prompt"], hashlib.sha256(record["image"].tobytes()).hexdigest()] for record in proxies])
 
 
-def pictures(sources: Sequence[Source], prompt: str, num_proxies: int = 0) -> tuple[list[Image.Image], list[str]]:
-    """The pictures of all subjects, uncropped, and their prompts: of a photo the template `prompt` filled, of a proxy its own.
+def pictures(sources: Sequence[Source], stage: ConfigDict) -> tuple[list[Image.Image], list[str]]:
+    """The pictures of all subjects, uncropped, and their prompts: of a photo the template stage.prompt filled, of a proxy its own.
 
-    num_proxies: only the first so many of each proxy set (0: all). Raises StageError if a set holds fewer, ProxySetError if it is not there.
+    stage: the stage's own fields. Raises StageError if a set lacks the proxies that it wants, ProxySetError if it is not there.
     """
     found, captions = [], []
     for subject, folder in sources:
         if folder is None:
             found += [photo.image for photo in subject.photos]
-            captions += [subject.fill(prompt)] * len(subject.photos)
+            captions += [subject.fill(stage.prompt)] * len(subject.photos)
             continue
         proxies = proxy_set.read(folder)
-        if num_proxies > len(proxies):
-            raise StageError(f"proxy_tuning.num_proxies is {num_proxies}, but {folder} holds {len(proxies)} proxies")
-        count = num_proxies or len(proxies)
-        found += [Image.fromarray(proxies[index]["image"]) for index in range(count)]
-        captions += prompts(proxies, subject)[:count]
+        chosen = proxies_of(proxies, subject, stage)
+        if not chosen or len(chosen) < stage.get("num_proxies", 0):
+            wanted = " of proxy_tuning.proxy_prompts" if stage.get("proxy_prompts") else ""
+            raise StageError(f"proxy_tuning.num_proxies is {stage.get('num_proxies', 0)}, but {folder} holds {len(chosen)} proxies{wanted}")
+        found += [Image.fromarray(proxies[index]["image"]) for index in chosen]
+        captions += list(chosen.values())
     return found, captions
+
+
+def proxies_of(proxies: proxy_set.ProxySet, subject: learners.Subject, stage: ConfigDict) -> dict[int, str]:
+    """The place of each proxy that a stage takes from a set -> its prompt (see `prompts`), by the stage's proxy_prompts and num_proxies.
+
+    Stage 1, whose control tunes the supervisor on proxies, has neither field and takes all.
+    """
+    wanted = {subject.fill(template) for template in stage.get("proxy_prompts", ())}
+    found = [(index, prompt) for index, prompt in enumerate(prompts(proxies, subject)) if not wanted or prompt in wanted]
+    return dict(found[: stage.get("num_proxies", 0) or None])
 
 
 def require_tokens(prompts: Sequence[str], subjects: Sequence[learners.Subject], field: str) -> None:

@@ -189,8 +189,9 @@ def _ranges(config: ConfigDict) -> list[str]:
 
 
 def _texts(config: ConfigDict) -> list[str]:
+    lists = ("proxy_generation.prompts", "proxy_tuning.proxy_prompts")
     templates = {name: _value(config, name) for name in _both("prompt", "prior.prompt")}
-    templates |= {f"proxy_generation.prompts[{index}]": prompt for index, prompt in enumerate(config.proxy_generation.prompts)}
+    templates |= {f"{name}[{index}]": prompt for name in lists for index, prompt in enumerate(_value(config, name))}
     checks: dict[str, Callable[[], Any]] = {}
     checks |= {name: lambda text=text: prompts.fill(text, "sks", "dog") for name, text in templates.items()}
     patterns = (*_both("lora.pattern"), "subject_tuning.lora.text_encoders")

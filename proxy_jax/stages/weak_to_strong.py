@@ -23,7 +23,7 @@ from PIL import Image
 
 from proxy_jax.data import cache, proxy_set
 from proxy_jax.data.microworld.looks import Identity
-from proxy_jax.data.microworld.scenes import PLAIN, Scene, show
+from proxy_jax.data.microworld.scenes import Scene, show
 from proxy_jax.metrics import account
 from proxy_jax.metrics.probes import Probes
 from proxy_jax.metrics.scores import METRICS, PROBED
@@ -130,7 +130,7 @@ def tell(subject: str, arms: Mapping[str, tuple[ConfigDict, Path]], pictures: in
         return accounts(supervisor, sides)
 
     through = codecs(learners.supervisor(config, workdir), student)
-    scenes = _scenes(observer.identity, [PLAIN] * min(count, FLOOR_PICTURES), config.seed, FLOOR)
+    scenes = _scenes(observer.identity, drawn_templates(config)[: min(count, FLOOR_PICTURES)], config.seed, FLOOR)
     floor = {
         role: observer.look(f"renderings through the {role}'s codec", codec(_rendered(scenes, size)), decoded=role == "student")
         for role, (codec, size) in through.items()
@@ -178,10 +178,15 @@ def ceilings(config: ConfigDict, judge: evaluation.Judge, subject: Identity, thr
 
 def oracle_fields(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """What decides the proxies of a perfect supervisor, as JSON. Raises StageError if the truth of the subject is lacking."""
-    stage, words = config.proxy_generation, learners.subject(config, workdir).words()
-    templates = [stage.prompts[index % len(stage.prompts)] for index in range(stage.num_images)]
-    shown = dataclasses.asdict(identity(config, workdir))
-    return {"identity": shown, "subject": words, "templates": templates, "seed": config.seed, "size": config.supervisor.resolution}
+    words, shown = learners.subject(config, workdir).words(), dataclasses.asdict(identity(config, workdir))
+    common = {"seed": config.seed, "size": config.supervisor.resolution}
+    return {"identity": shown, "subject": words, "templates": drawn_templates(config)} | common
+
+
+def drawn_templates(config: ConfigDict) -> list[str]:
+    """The template of each proxy that stage 2 draws."""
+    stage = config.proxy_generation
+    return [stage.prompts[index % len(stage.prompts)] for index in range(stage.num_images)]
 
 
 def write_oracle(config: ConfigDict, workdir: Path) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from configs import base, smoke
 from configs.micro import dreambench
 from proxy_jax.data import prompts
+from proxy_jax.data.microworld.scenes import ASKED
 from proxy_jax.stages import contract, experiment, files, random_weights, tuning
 from tests.metrics.made_accounts import told
 from tests.stages.tiny_runs import write_proxies
@@ -146,6 +147,25 @@ def test_every_arm_is_run_for_every_subject_and_scored(checkpoints, tmp_path):
     assert all(f"| {name} |" in text for name in arms)
     assert "| together | proxy_tuning | 16 | 8 | 0.0001 |" in text and "| control | subject_tuning | 8 | 8 | 0.0004 |" in text
     assert "(figures/identity_context.svg)" in text and (tmp_path / "work" / "experiment" / "figures" / "identity_context.svg").is_file()
+
+
+def test_an_interrupted_experiment_leaves_the_tables_of_what_is_done(checkpoints, tmp_path, monkeypatch):
+    made = experiment.Plan.complete
+
+    def interrupted(plan, name, subject):
+        if subject == SUBJECTS[1]:
+            raise KeyboardInterrupt
+        return made(plan, name, subject)
+
+    monkeypatch.setattr(experiment.Plan, "complete", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        complete(config(checkpoints, together=0, document=str(tmp_path / "document")), tmp_path / "work")
+    text = (tmp_path / "document" / "comparison.md").read_text()
+    assert f"**Unfinished**: {SUBJECTS[1]}, {SUBJECTS[2]} are still to come." in text and "| proxy | 1 |" in text
+    monkeypatch.undo()
+    complete(config(checkpoints, together=0, document=str(tmp_path / "document")), tmp_path / "work")
+    text = (tmp_path / "document" / "comparison.md").read_text()
+    assert "Unfinished" not in text and "| proxy | 3 |" in text
 
 
 def test_arms_use_their_subjects_own_proxies_and_those_of_its_companions(checkpoints, tmp_path):
@@ -381,13 +401,14 @@ def test_the_arms_of_micro_dreambench_differ_and_have_one_budget(protocol, tmp_p
     names = ("subject_tuning", "proxy_generation", "proxy_tuning", "evaluation", "subjects", "proxies")
     fields = [json.dumps(contract.fields(own, *names)) for own in configs.values()]
     assert len(set(fields)) == len(fields)
-    assert len({own.proxy_tuning.prompt for own in configs.values()} | set(run.proxy_generation.prompts) | {run.subject_tuning.prompt}) == 1
+    assert {own.proxy_tuning.prompt for own in configs.values()} | {run.subject_tuning.prompt} == {prompts.PAPER_TEMPLATE}
+    assert prompts.PAPER_TEMPLATE in run.proxy_generation.prompts and all(prompt in ASKED for prompt in run.proxy_generation.prompts[1::2])
     for own in configs.values():
         assert all(training.preview_every == 0 for stage in (own.subject_tuning, own.proxy_tuning) for training in tuning.trainings(stage).values())
     rows = experiment.budgets(run, tmp_path)
     seen = {stage: {row["run"]: row["steps"] * row["batch_size"] for row in rows if row["training"] == stage} for stage in experiment.ROLE}
     together = {"together"} & set(configs)
-    assert len(set(seen["subject_tuning"].values())) == 1 and len(seen["subject_tuning"]) > 1, "the supervisor and the control"
+    assert len(set(seen["subject_tuning"].values())) == 1 and (len(seen["subject_tuning"]) > 1 or protocol == "core"), "supervisor and control"
     assert len({count for name, count in seen["proxy_tuning"].items() if name not in together}) == 1
     assert all(seen["proxy_tuning"][name] == 3 * seen["proxy_tuning"]["proxy"] for name in together)
     assert len({row["batch_size"] for row in rows if row["training"].startswith("proxy_tuning")}) == 1, "the embedding's too"
