@@ -29,9 +29,9 @@ PROTOCOLS = {
 # The rule, one for all arms: of each arm the rate of RATES with the highest mean identity × context over the development subjects, in the table
 # that the protocol development writes. Steps × batch are given, the same for all students. BEST_DIRECT: the direct arm that is then highest.
 # Before it the supervisor's own rate and steps are chosen likewise (--config.subject_tuning.training.learning_rate), as it draws the proxies.
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 SUPERVISOR_RATE = 1e-3  # the values here are guesses until the protocol development has run
-CHOSEN = dict(proxy=3e-3, diffusion_on_proxies=1e-3, direct_lora=1e-3, direct_full=3e-4, direct_augmented=1e-3, direct_two_stage=3e-4)
+CHOSEN = dict(proxy=3e-3, diffusion_on_proxies=1e-3, direct_lora=3e-4, direct_full=1e-4, direct_augmented=3e-4, direct_two_stage=1e-4)
 BEST_DIRECT = "direct_lora"
 
 
