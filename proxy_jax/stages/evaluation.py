@@ -177,7 +177,7 @@ class Judge:
         """Of pictures [h, w, 3] uint8, as many of each prompt, one prompt's after another's."""
         prompt_of, probed = np.repeat(np.arange(len(self.plain)), len(pictures) // len(self.plain)), {}
         if self.probes:
-            asked = [_asked(self.templates[number]) for number in prompt_of]
+            asked = [scenes.ASKED[self.templates[number]].named() for number in prompt_of]
             probed = attributes.of_samples(read(self.probes, pictures), self.subject.class_noun, self.known, asked)
         return scores.score(self.real, self.embed(pictures), self.text, self.plain, prompt_of, probed)
 
@@ -218,10 +218,6 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         report.write_markdown(content, folder / "report.md")
         report.write_html(content, workdir, folder / "report.html")
     return {name: row.to_dict() for name, row in rows.items()}
-
-
-def _asked(template: str) -> dict[str, str]:
-    return {name: value for name, value in dataclasses.asdict(scenes.ASKED[template]).items() if value}
 
 
 def _captioned(paths: Sequence[Path], captions: Sequence[str], workdir: Path) -> list[report.Picture]:

@@ -3,7 +3,6 @@
 python -m proxy_jax.main --config configs/micro/vq.py --workdir runs/micro/vq
 """
 
-import dataclasses
 import functools
 import hashlib
 import shutil
@@ -20,10 +19,11 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from proxy_jax.data import cache, loader, prompts
-from proxy_jax.data.microworld import attributes, vocabulary
+from proxy_jax.data.microworld import vocabulary
+from proxy_jax.data.microworld.attributes import ATTRIBUTES
 from proxy_jax.data.microworld.looks import CLASS_NOUNS, LIVE
 from proxy_jax.data.microworld.scenes import ASKED
-from proxy_jax.metrics import encoders
+from proxy_jax.metrics import attributes, encoders
 from proxy_jax.metrics.probes import Probe, Probes, config_of, labels
 from proxy_jax.metrics.probes import table as probe_table
 from proxy_jax.models import parameters
@@ -72,11 +72,12 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Trains by the recipe; writes weights/, card.json and README.md (the model card), and copies them to pretraining.publish."""
     fields, folder, begin = config.pretraining, workdir / NAME, time.time()
     resumed = any(folder.rglob("checkpoints"))
+    before = files.read_json(folder / "card.json") or {}  # of the same training, when only what follows it is done again
     scores = RECIPES[fields.recipe](config, workdir)
     content = {name: fields[name] for name in ("recipe", "pictures", "resolution")} | {
         "seed": config.seed,
         "config": contract.fields(config, NAME)[NAME],
-        "hours": round((time.time() - begin) / 3600, 2),
+        "hours": round(before.get("hours", 0.0) + (time.time() - begin) / 3600, 2),
         "resumed": resumed,
         "hardware": card.hardware(),
         "versions": contract.versions(),
@@ -224,7 +225,7 @@ def probes(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     fields, folder, locate = config.pretraining, workdir / NAME, learners.locate(workdir)
     vq_model, vae = _vq_model(locate(fields.parts.vq)), _autoencoder(locate(fields.parts.vae))
     world = _world(config)
-    content = fields.model.to_dict() | {"sample_size": fields.resolution, "id2label": labels(attributes.ATTRIBUTES)}
+    content = fields.model.to_dict() | {"sample_size": fields.resolution, "id2label": labels(ATTRIBUTES)}
     probe_config = config_of(content)
     alone = np.flatnonzero(~world.paired)
     pictures = world.pictures[alone]
@@ -300,11 +301,8 @@ def _prompt_scores(config: ConfigDict, workdir: Path, learner: Learner, tuned: P
         label="prompts",
     )
     read = Probes.load(learners.locate(workdir)(config.pretraining.parts.probes)).read(np.stack([files.load_picture(path) for path in paths]))
-    context = [
-        float(np.mean([read[name][row] == value for name, value in dataclasses.asdict(ASKED[template]).items() if value]))
-        for row, (_, template) in enumerate(asked)
-    ]
-    right = [read["class_noun"][row] == noun for row, (noun, _) in enumerate(asked)]
+    right = [found == noun for found, (noun, _) in zip(read["class_noun"], asked, strict=True)]
+    context = attributes.context(read, [ASKED[template].named() for _, template in asked])
     return {"right_class": float(np.mean(right)), "context": float(np.mean(context))}
 
 

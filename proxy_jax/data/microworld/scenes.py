@@ -33,6 +33,10 @@ class Asked:
     surface: str = ""
     primary: str = ""  # the body's colour
 
+    def named(self) -> dict[str, str]:
+        """What it does ask for: attribute -> value."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value}
+
 
 _PROPERTIES_IN_ORDER = (Asked(primary="red"), Asked(primary="purple"), Asked(surface="shiny"), Asked(surface="wet"), Asked(surface="cube"))
 
