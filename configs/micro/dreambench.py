@@ -5,9 +5,9 @@
     python -m proxy_jax.main --config configs/micro/dreambench.py:dreambench30 --workdir runs/micro/dreambench30
     python -m proxy_jax.main --config configs/micro/dreambench.py:development --workdir runs/micro/development
 
-The last one chooses what the others use, on six subjects that paper9 lacks: each arm at each of RATES. paper9 goes on from core's results.
-Hardware: 2 CPU cores. Results are kept as small files in docs/weak_to_strong/results; tables and figures are written into
-docs/weak_to_strong/PROTOCOL too, and docs/weak_to_strong.md tells what came out. Those of development stay in its workdir.
+The last one chooses what the others use, on two subjects that paper9 lacks: each arm at each of RATES, and the arm proxy with one of VARIATIONS.
+paper9 goes on from core's results. Hardware: 2 CPU cores. Results are kept as small files in docs/weak_to_strong/results; tables and figures are
+written into docs/weak_to_strong/PROTOCOL too, and docs/weak_to_strong.md tells what came out.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ from proxy_jax.data.microworld.vocabulary import RARE_WORDS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "weak_to_strong"
 PROTOCOLS = {
-    "development": ("dog2", "dog7", "bear_plushie", "can", "fancy_boot", "rc_car"),
+    "development": ("dog2", "can"),
     "core": prompts.PAPER9,
     "paper9": prompts.PAPER9,
     "dreambench30": tuple(prompts.SUBJECTS),
@@ -33,6 +33,17 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 SUPERVISOR_RATE = 1e-3  # the values here are guesses until the protocol development has run
 CHOSEN = dict(proxy=3e-3, diffusion_on_proxies=1e-3, direct_lora=3e-4, direct_full=1e-4, direct_augmented=3e-4, direct_two_stage=1e-4)
 BEST_DIRECT = "direct_lora"
+# Of the arm proxy, each alone: fields of stage 3, and how its student draws
+VARIATIONS = {
+    "prior_0": (dict(prior=dict(weight=0.0)), {}),
+    "prior_1": (dict(prior=dict(weight=1.0)), {}),
+    "rank_64": (dict(lora=dict(rank=64, alpha=64.0)), {}),
+    "steps_400": (dict(training=dict(steps=400)), {}),
+    "guidance_1": ({}, dict(guidance_scale=1.0)),
+    "guidance_3": ({}, dict(guidance_scale=3.0)),
+    "temperature_1": ({}, dict(temperature=1.0)),
+    "top_k_100": ({}, dict(top_k=100)),
+}
 
 
 def student(rate: float, *, source: str = "photos", **changes) -> dict:
@@ -55,6 +66,15 @@ def arm(name: str, rate: float) -> dict:
     return student(rate, **changes[name])
 
 
+def variation(name: str) -> dict:
+    """The changes of the arm proxy with one of VARIATIONS."""
+    found, (tuning, drawing) = ConfigDict(arm("proxy", CHOSEN["proxy"])), VARIATIONS[name]
+    with found.unlocked():
+        found.proxy_tuning.update(tuning)
+        found.evaluation.student = drawing
+    return found.to_dict()
+
+
 def get_config(protocol: str = "paper9") -> ConfigDict:
     subjects = base.choose(PROTOCOLS, protocol, "the protocol")
     config = common.main_job(subjects[0])
@@ -70,9 +90,10 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
         config.experiment = base.experiment()
         config.experiment.shared = dict(evaluation=dict(arms=("supervisor", "untuned_supervisor", "untuned_student")))
     config.experiment.update(subjects=subjects, photos=f"{common.CHECKPOINTS}/dreambench")
+    config.experiment.update(results=str(DOCUMENT / "results"), document=str(DOCUMENT / protocol))
     if protocol == "development":
-        config.experiment.arms = tuple((f"{name}_{rate:g}", arm(name, rate)) for name in CHOSEN for rate in RATES)
-        config.experiment.main_arm = ""
+        rates = tuple((f"{name}_{rate:g}", arm(name, rate)) for name in CHOSEN for rate in RATES)
+        config.experiment.update(arms=(*rates, *((f"proxy_{name}", variation(name)) for name in VARIATIONS)), main_arm="")
         return config
     without = dict(prior=dict(weight=0.0))
     config.experiment.update(
@@ -84,8 +105,6 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
             ("proxy_one_prompt", student(CHOSEN["proxy"], source="proxies", proxy_prompts=(prompts.PAPER_TEMPLATE,))),
             *((f"proxy_{count}", student(CHOSEN["proxy"], source="proxies", num_proxies=count)) for count in (300, 100, 30, 10)),
         ),
-        results=str(DOCUMENT / "results"),
-        document=str(DOCUMENT / protocol),
         together=3,
         tokens=RARE_WORDS[1:3],
         primary=(("proxy", "supervisor"), ("proxy", BEST_DIRECT)),
