@@ -172,8 +172,9 @@ def finishing() -> Iterator[None]:
 def preempted() -> bool:
     """Whether to save and raise Preempted here.
 
-    All processes ask after each step and get the same answer. Between two questions there must be a computation that all take part in: so none
-    is more than one ahead of another, and the one that has been told to stop can say two questions ahead where all will.
+    All processes ask after each step and get the same answer. Between two questions there must be a computation that all take part in, and
+    its result, or that of the one before, must have been waited for: who asks for the third time from now has then waited for a step that
+    all began after their question of now. So the one that has been told to stop can say three questions ahead where all will.
     """
     global _checks, _stop_at
     if _count == 1:
@@ -182,7 +183,7 @@ def preempted() -> bool:
     if _stop_at is None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # one of the others was first, or none has spoken
             if _noticed:
-                global_state.client.key_value_set("proxy_jax/stop", str(_checks + 2))
+                global_state.client.key_value_set("proxy_jax/stop", str(_checks + 3))
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             _stop_at = int(global_state.client.key_value_try_get("proxy_jax/stop"))
     return _stop_at is not None and _checks >= _stop_at

@@ -69,7 +69,7 @@ def main_job(subject: str) -> ConfigDict:
     config.evaluation.probes = f"{CHECKPOINTS}/metrics/probes"
 
     tuning, student = config.subject_tuning, config.proxy_tuning
-    # Photos have the prompt that proxies have, and that the evaluation's begin with: no learner shall win by the words it was tuned on.
+    # Photos have a prompt that proxies have too, and that most of the evaluation's begin with: no learner shall win by the words it was tuned on.
     tuning.prompt = student.prompt = prompts.PAPER_TEMPLATE
     # On attention and MLPs, as the student's: neither learner shall lack what the other has.
     tuning.lora.update(rank=16, alpha=16.0, pattern=r"(blocks|dual_blocks|last_block)\.(attention\.(img|txt)_(q|k|v|o)|(img|txt)_mlp\.fc[12])")

@@ -5,7 +5,7 @@
     python -m proxy_jax.main --config configs/micro/dreambench.py:dreambench30 --workdir runs/micro/dreambench30
     python -m proxy_jax.main --config configs/micro/dreambench.py:development --workdir runs/micro/development
 
-The last one chooses what the others use, on two subjects that paper9 lacks: each arm at each of RATES, and the arm proxy with one of VARIATIONS.
+The last one chooses what the others use, on two subjects that paper9 lacks: each arm at each of RATES, and the arms proxy and direct_lora with each of VARIATIONS.
 paper9 goes on from core's results. Hardware: 2 CPU cores. Results are kept as small files in docs/weak_to_strong/results; tables and figures are
 written into docs/weak_to_strong/PROTOCOL too, and docs/weak_to_strong.md tells what came out.
 """
@@ -33,7 +33,7 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 SUPERVISOR_RATE = 1e-3  # the values here are guesses until the protocol development has run
 CHOSEN = dict(proxy=3e-3, diffusion_on_proxies=1e-3, direct_lora=3e-4, direct_full=1e-4, direct_augmented=3e-4, direct_two_stage=1e-4)
 BEST_DIRECT = "direct_lora"
-# Of the arm proxy, each alone: fields of stage 3, and how its student draws
+# Of the arms proxy and direct_lora, each alone: fields of stage 3, and how its student draws
 VARIATIONS = {
     "prior_0": (dict(prior=dict(weight=0.0)), {}),
     "prior_1": (dict(prior=dict(weight=1.0)), {}),
@@ -66,9 +66,9 @@ def arm(name: str, rate: float) -> dict:
     return student(rate, **changes[name])
 
 
-def variation(name: str) -> dict:
-    """The changes of the arm proxy with one of VARIATIONS."""
-    found, (tuning, drawing) = ConfigDict(arm("proxy", CHOSEN["proxy"])), VARIATIONS[name]
+def variation(of: str, name: str) -> dict:
+    """The changes of an arm with one of VARIATIONS."""
+    found, (tuning, drawing) = ConfigDict(arm(of, CHOSEN[of])), VARIATIONS[name]
     with found.unlocked():
         found.proxy_tuning.update(tuning)
         found.evaluation.student = drawing
@@ -93,7 +93,8 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
     config.experiment.update(results=str(DOCUMENT / "results"), document=str(DOCUMENT / protocol))
     if protocol == "development":
         rates = tuple((f"{name}_{rate:g}", arm(name, rate)) for name in CHOSEN for rate in RATES)
-        config.experiment.update(arms=(*rates, *((f"proxy_{name}", variation(name)) for name in VARIATIONS)), main_arm="")
+        variations = tuple((f"{of}_{name}", variation(of, name)) for of in ("proxy", "direct_lora") for name in VARIATIONS)
+        config.experiment.update(arms=(*rates, *variations), main_arm="")
         return config
     without = dict(prior=dict(weight=0.0))
     config.experiment.update(

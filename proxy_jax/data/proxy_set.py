@@ -98,6 +98,7 @@ class ProxySet(Sequence):
     """A proxy set, read at random: [i] is the record that was written i-th, with image as uint8 [height, width, 3]."""
 
     def __init__(self, folder: Path):
+        self.folder = folder
         builder = tfds.builder_from_directory(folder)
         self._rows = builder.as_data_source(SPLIT, decoders={"image": tfds.decode.SkipDecoding()})
         self.metadata: dict[str, Any] = dict(builder.info.metadata)

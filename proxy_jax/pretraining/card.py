@@ -36,7 +36,7 @@ def hardware() -> str:
 
 def text(card: Mapping[str, Any]) -> str:
     """The card in Markdown."""
-    attempts = " (the last of several attempts)" if card["resumed"] else ""
+    attempts = " (without attempts that were killed)" if card["resumed"] else ""
     lines = [
         f"# Micro checkpoint: {card['recipe']}",
         "",

@@ -81,10 +81,10 @@ def _digest(path: Path) -> str:
     return cache.digest(path.stat().st_size) if ".array_record" in path.name else cache.fingerprint(path)
 
 
-def _changed_outputs(folder: Path, done: dict[str, Any]) -> list[str]:
-    """The outputs of a finished stage that are missing or not as it left them, each with what is wrong."""
+def _changed_outputs(folder: Path, done: dict[str, Any]) -> dict[str, str]:
+    """The outputs of a finished stage that are missing or not as it left them -> what is wrong."""
     found = digests(folder, sorted(done["files"]))
-    return [f"{name} {'has changed' if found[name] else 'is missing'}" for name in found if found[name] != done["files"][name]]
+    return {name: f"{name} {'has changed' if found[name] else 'is missing'}" for name in found if found[name] != done["files"][name]}
 
 
 def upstream(workdir: Path, stage: str) -> str:
@@ -94,7 +94,9 @@ def upstream(workdir: Path, stage: str) -> str:
         raise StageError(f"the stage {stage} is not done in {storage.address(workdir)}; run it first (--stages={stage},...)")
     changed = _changed_outputs(workdir / stage, done)
     if changed:
-        raise StageError(f"in {storage.address(workdir / stage)} {', '.join(changed)} since the stage was done; run it again (--stages={stage},...)")
+        raise StageError(
+            f"in {storage.address(workdir / stage)} {', '.join(changed.values())} since the stage was done; run it again (--stages={stage},...)"
+        )
     return cache.digest([done["inputs"], done["files"]])
 
 
@@ -142,12 +144,15 @@ def _begin(name: str, folder: Path, inputs: dict[str, Any], config: ConfigDict) 
     done = _done(folder)
     previous = done or _record(folder / STARTED, "inputs")
     resumed = previous is not None and previous["inputs"] == inputs
-    changed = _changed_outputs(folder, done) if done else []
+    changed = _changed_outputs(folder, done) if done else {}
     if done and resumed and not changed:
         logging.info("%s: done already, its inputs have not changed", name)
         return False, True
     if done and resumed:
-        logging.info("%s: run again, because of its outputs: %s", name, ", ".join(changed))
+        logging.info("%s: run again, because of its outputs: %s", name, ", ".join(changed.values()))
+        for output in changed:  # a folder that holds what its stage did not leave there; the stage writes single files anew
+            if (folder / output).is_dir():
+                shutil.rmtree(folder / output)
     elif resumed:
         logging.info("%s: resumed where it was interrupted", name)
     elif previous is not None:

@@ -4,11 +4,12 @@ With `evaluation.probes` a probe also reads every picture of the micro-world: wh
 followed. What is true of the subject stands in truth.json beside its photos: {"class_noun": "dog", "primary": "teal", ...}.
 """
 
+import copy
 import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +70,22 @@ def _from_proxies(config: ConfigDict) -> bool:
 def arm(name: str, config: ConfigDict, workdir: Path) -> tuple[Learner, Callable[[], nnx.Module], dict[str, Any]]:
     """Who draws for one row of the table: the learner, a function that loads its model, and its sampling options."""
     if name == DIRECT:
-        learner, folder = learners.student(config, workdir), learners.path(config.evaluation.direct, workdir) / "proxy_tuning"
-        stage = ConfigDict(files.read_json(folder / "DONE.json")["inputs"]["proxy_tuning"])
-        return learner, lambda: tuned_model(learner, stage, folder), config.evaluation.student.to_dict()
+        learner, folder = learners.student(_direct(config, workdir), workdir), learners.path(config.evaluation.direct, workdir) / "proxy_tuning"
+        return learner, lambda: tuned_model(learner, _direct(config, workdir).proxy_tuning, folder), config.evaluation.student.to_dict()
     tuned, role = not name.startswith("untuned_"), name.removeprefix("untuned_")
     learner = (learners.supervisor if role == "supervisor" else learners.student)(config, workdir)
     options = config.evaluation[role].to_dict()
     if not tuned:
         return learner, lambda: base_model(learner, config[TUNED_IN[role]]), options
     return learner, lambda: tuned_model(learner, config[TUNED_IN[role]], workdir / TUNED_IN[role]), options
+
+
+def _direct(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The config with the finished run's fields of stage 3: a student that learned its token's text features is another kind of learner."""
+    config = copy.deepcopy(config)
+    done = files.read_json(learners.path(config.evaluation.direct, workdir) / "proxy_tuning" / "DONE.json")
+    config.proxy_tuning = ConfigDict(done["inputs"]["proxy_tuning"])
+    return config
 
 
 def _direct_key(config: ConfigDict, workdir: Path) -> str:
@@ -90,7 +98,8 @@ def _direct_key(config: ConfigDict, workdir: Path) -> str:
     found = files.read_json(folder / "proxy_tuning" / "DONE.json")["inputs"]
     if found["proxy_tuning"]["source"] != "photos":
         raise contract.StageError(f"evaluation.direct is {folder}, whose student learned from proxies; give a run with proxy_tuning.source=photos")
-    ours = {"subject": learners.subject(config, workdir).key(), "checkpoint": checkpoint_key(learners.student(config, workdir))}
+    student = learners.student(_direct(config, workdir), workdir)
+    ours = {"subject": learners.subject(config, workdir).key(), "checkpoint": checkpoint_key(student)}
     differing = contract.changes(json.loads(json.dumps(ours)), {name: found[name] for name in ours})
     if differing:
         raise contract.StageError(f"evaluation.direct is {folder}, a run of another subject or student:\n  " + "\n  ".join(differing))
@@ -187,6 +196,13 @@ class Judge:
         return scores.ceiling(self.real, read_in)
 
 
+def unseen(scored: Mapping[str, Any], config: ConfigDict) -> float | None:
+    """identity_context of one arm, as Scores.to_dict() has it, over those prompts alone for which stage 2 draws no proxies; None without any."""
+    drawn = {prompts.without_token(template, config.subject.class_noun) for template in config.proxy_generation.prompts}
+    values = [row["identity_context"] for row in scored["per_prompt"] if row["prompt"] not in drawn]
+    return float(np.mean(values)) if values and None not in values else None
+
+
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes evaluation/images/<arm>/*.png and report.json, report.md and report.html."""
     begin = time.time()
@@ -273,7 +289,7 @@ def _label(name: str, config: ConfigDict) -> str:
 def _proxies(config: ConfigDict, subject: learners.Subject, workdir: Path) -> list[report.Picture]:
     """What the student learned from; of another run's proxies only those that the page shows, copied."""
     proxies = proxy_set.read(training_set.folder_of(config, workdir))
-    captions = training_set.proxies_of(proxies, subject, config.proxy_tuning)
+    captions = training_set.proxies_of(proxies, subject, config.proxy_tuning.num_proxies, config.proxy_tuning.proxy_prompts)
     numbers = list(captions)
     folder = workdir / "proxy_generation" / "images"
     if config.proxies:

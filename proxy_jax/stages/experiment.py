@@ -49,7 +49,8 @@ STAGES = {stage.NAME: stage for stage in (subject_tuning, proxy_generation, prox
 ROLE = {subject_tuning.NAME: "supervisor", proxy_generation.NAME: "supervisor", proxy_tuning.NAME: "student"}
 CHECKPOINTS = ("checkpoint", "gpt", "vq", "text_encoder", "text_tokenizer")  # fields that say where one lies
 ENCODERS = ("dino", "clip", "probes")  # of the evaluation
-SCORES = ("dino", "clip_i", "clip_t", "identity", "context", "identity_context", "right_class")
+UNSEEN = "unseen"  # identity × context over the prompts that no proxy was drawn for
+SCORES = ("dino", "clip_i", "clip_t", "identity", "context", "identity_context", UNSEEN, "right_class")
 Result = dict[str, Any]
 
 
@@ -86,6 +87,9 @@ def check(config: ConfigDict, workdir: Path) -> None:
     ):
         if unknown := [name for name in named if name not in known]:
             raise contract.StageError(f"experiment.{field} has {', '.join(unknown)}; there are {', '.join(known)}")
+    arms = dict(fields.arms)
+    if some := [name for name in fields.account_arms if changed(config, arms[name]).proxy_tuning.proxy_prompts]:
+        raise contract.StageError(f"the account is of the first proxies, of which {', '.join(some)} did not learn all (proxy_tuning.proxy_prompts)")
     if fields.together > len(fields.subjects) or fields.together - 1 > len(fields.tokens):
         raise contract.StageError(
             f"experiment.together is {fields.together}; it needs as many subjects, and a token for each but the first, "
@@ -308,8 +312,9 @@ class Plan:
         return [subject] if "proxies" in tuned_on else []
 
     def path(self, name: str, subject: str) -> Path:
-        """Where a result of a subject is kept."""
-        return learners.path(self.fields.results, self.workdir) / subject / f"{name}.json"
+        """Where a result of a subject is kept. Whom it learns together with depends on the experiment's subjects: others lie beside it."""
+        file = "-".join((TOGETHER, *companions(self.config, subject))) if name == TOGETHER else name
+        return learners.path(self.fields.results, self.workdir) / subject / f"{file}.json"
 
     def recorded(self, subject: str) -> str | None:
         """The digest of the proxies that a subject's results are made from; None if none were drawn, or by other inputs."""
@@ -372,6 +377,8 @@ class Plan:
         scored = {row["arm"] if name == SHARED else name: row["scores"] for row in report["rows"]}
         if name == SHARED:
             scored = {PHOTOS: report["ceiling"]} | scored
+        config = self.runs[subject][SHARED]
+        scored = {arm: scores | {UNSEEN: evaluation.unseen(scores, config)} for arm, scores in scored.items()}
         return [{"arm": arm} | {score: scores[score] for score in SCORES} for arm, scores in scored.items()]
 
     def _account(self, subject: str) -> dict[str, Any]:

@@ -22,12 +22,17 @@ def inputs(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     return contract.fields(config, "seed", "compute", NAME) | found
 
 
+def templates(config: ConfigDict) -> list[str]:
+    """The template of each proxy."""
+    stage = config.proxy_generation
+    return [stage.prompts[index % len(stage.prompts)] for index in range(stage.num_images)]
+
+
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Writes proxy_generation/images/*.png and proxy_generation/dataset/, which plain tensorflow-datasets opens."""
     stage, subject, folder = config.proxy_generation, learners.subject(config, workdir), workdir / NAME
     learner = learners.supervisor(config, workdir)
-    templates = [subject.fill(template) for template in stage.prompts]
-    wanted = [templates[index % len(templates)] for index in range(stage.num_images)]
+    wanted = [subject.fill(template) for template in templates(config)]
     paths = draw_images(
         learner,
         lambda: tuned_model(learner, config.subject_tuning, workdir / "subject_tuning"),

@@ -27,7 +27,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     learner = learners.student(config, workdir)
     sources = training_set.sources(config, workdir, NAME)
     subjects = [subject for subject, _ in sources]
-    originals, prompts = training_set.pictures(sources, stage)
+    originals, prompts = training_set.pictures(sources, stage.prompt, stage.num_proxies, stage.proxy_prompts)
     if stage.mode == "two_stage":
         training_set.require_tokens(prompts, subjects, "proxy_tuning.mode is 'two_stage'")
     return tune(

@@ -36,7 +36,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         return adopt(learner, learners.locate(workdir)(config.supervisor.lora), stage, folder)
     sources = training_set.sources(config, workdir, NAME)
     subjects = [subject for subject, _ in sources]
-    originals, prompts = training_set.pictures(sources, stage)
+    originals, prompts = training_set.pictures(sources, stage.prompt)
     if stage.embedding.tokens:
         training_set.require_tokens(prompts, subjects, f"subject_tuning.embedding.tokens is {stage.embedding.tokens}")
     pictures, prompts, crops = cropped(learner, originals, prompts, stage, config.seed)

@@ -51,35 +51,38 @@ def digest(proxies: proxy_set.ProxySet) -> str:
     return cache.digest([[record["prompt"], hashlib.sha256(record["image"].tobytes()).hexdigest()] for record in proxies])
 
 
-def pictures(sources: Sequence[Source], stage: ConfigDict) -> tuple[list[Image.Image], list[str]]:
-    """The pictures of all subjects, uncropped, and their prompts: of a photo the template stage.prompt filled, of a proxy its own.
+def pictures(sources: Sequence[Source], prompt: str, num_proxies: int = 0, proxy_prompts: Sequence[str] = ()) -> tuple[list[Image.Image], list[str]]:
+    """The pictures of all subjects, uncropped, and their prompts: of a photo the template `prompt` filled, of a proxy its own.
 
-    stage: the stage's own fields. Raises StageError if a set lacks the proxies that it wants, ProxySetError if it is not there.
+    num_proxies, proxy_prompts: of each proxy set (see `proxies_of`). Raises what `proxies_of` does, and ProxySetError if a set is not there.
     """
     found, captions = [], []
     for subject, folder in sources:
         if folder is None:
             found += [photo.image for photo in subject.photos]
-            captions += [subject.fill(stage.prompt)] * len(subject.photos)
+            captions += [subject.fill(prompt)] * len(subject.photos)
             continue
         proxies = proxy_set.read(folder)
-        chosen = proxies_of(proxies, subject, stage)
-        if not chosen or len(chosen) < stage.get("num_proxies", 0):
-            wanted = " of proxy_tuning.proxy_prompts" if stage.get("proxy_prompts") else ""
-            raise StageError(f"proxy_tuning.num_proxies is {stage.get('num_proxies', 0)}, but {folder} holds {len(chosen)} proxies{wanted}")
+        chosen = proxies_of(proxies, subject, num_proxies, proxy_prompts)
         found += [Image.fromarray(proxies[index]["image"]) for index in chosen]
         captions += list(chosen.values())
     return found, captions
 
 
-def proxies_of(proxies: proxy_set.ProxySet, subject: learners.Subject, stage: ConfigDict) -> dict[int, str]:
-    """The place of each proxy that a stage takes from a set -> its prompt (see `prompts`), by the stage's proxy_prompts and num_proxies.
+def proxies_of(proxies: proxy_set.ProxySet, subject: learners.Subject, num_proxies: int = 0, proxy_prompts: Sequence[str] = ()) -> dict[int, str]:
+    """The place of each proxy that a student is to learn from -> its prompt (see `prompts`).
 
-    Stage 1, whose control tunes the supervisor on proxies, has neither field and takes all.
+    Of those of the templates proxy_prompts ((): all) the first num_proxies (0: all). Raises StageError if there are fewer, or none of a template.
     """
-    wanted = {subject.fill(template) for template in stage.get("proxy_prompts", ())}
-    found = [(index, prompt) for index, prompt in enumerate(prompts(proxies, subject)) if not wanted or prompt in wanted]
-    return dict(found[: stage.get("num_proxies", 0) or None])
+    known = prompts(proxies, subject)
+    wanted = {subject.fill(template) for template in proxy_prompts}
+    if missing := sorted(wanted - set(known)):
+        raise StageError(f"proxy_tuning.proxy_prompts has {missing[0]!r}, for which {proxies.folder} holds no proxy")
+    found = [(index, prompt) for index, prompt in enumerate(known) if not wanted or prompt in wanted]
+    if num_proxies > len(found):
+        held = f"{len(found)} proxies" + " of proxy_tuning.proxy_prompts" * bool(wanted)
+        raise StageError(f"proxy_tuning.num_proxies is {num_proxies}, but {proxies.folder} holds {held}")
+    return dict(found[: num_proxies or None])
 
 
 def require_tokens(prompts: Sequence[str], subjects: Sequence[learners.Subject], field: str) -> None:
@@ -131,7 +134,8 @@ def class_pictures(
         return {"pictures": np.stack([files.load_picture(path) for path in paths])}
 
     drawn_by = {"learner": checkpoint_key(learner), "dtype": jnp.dtype(learner.compute.dtype).name, "base": config[stage].lora.base}
-    key = {"class_images": wanted, "seed": config.seed, "options": options, "vae_tile": config.supervisor.vae_tile} | drawn_by
+    drawn_by |= {name: config.supervisor[name] for name in ("vae_tile", "sampler")}
+    key = {"class_images": wanted, "seed": config.seed, "options": options} | drawn_by
     found = cache.cached(workdir / "cache", key, draw)["pictures"]
     for index, picture in enumerate(found):
         if not (path := folder / f"{index:05d}.png").is_file():  # another run drew it

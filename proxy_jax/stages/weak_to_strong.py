@@ -28,7 +28,7 @@ from proxy_jax.metrics import account
 from proxy_jax.metrics.probes import Probes
 from proxy_jax.metrics.scores import METRICS, PROBED
 from proxy_jax.pretraining import autoencoders
-from proxy_jax.stages import evaluation, files, learners, microworld, training_set
+from proxy_jax.stages import evaluation, files, learners, microworld, proxy_generation, training_set
 from proxy_jax.stages.contract import StageError
 from proxy_jax.stages.drawing import draw_images
 from proxy_jax.stages.tuning import CROPS, Learner, encode_images
@@ -130,7 +130,7 @@ def tell(subject: str, arms: Mapping[str, tuple[ConfigDict, Path]], pictures: in
         return accounts(supervisor, sides)
 
     through = codecs(learners.supervisor(config, workdir), student)
-    scenes = _scenes(observer.identity, drawn_templates(config)[: min(count, FLOOR_PICTURES)], config.seed, FLOOR)
+    scenes = _scenes(observer.identity, proxy_generation.templates(config)[: min(count, FLOOR_PICTURES)], config.seed, FLOOR)
     floor = {
         role: observer.look(f"renderings through the {role}'s codec", codec(_rendered(scenes, size)), decoded=role == "student")
         for role, (codec, size) in through.items()
@@ -172,7 +172,7 @@ def ceilings(config: ConfigDict, judge: evaluation.Judge, subject: Identity, thr
     rows = []
     for arm, (codec, size) in {"renderings": plain, **{f"renderings_{role}": own for role, own in through.items()}}.items():
         found = judge.score(list(codec(_rendered(scenes, size)))).to_dict()
-        rows.append({"arm": arm} | {name: found[name] for name in (*METRICS, *PROBED)})
+        rows.append({"arm": arm, "unseen": evaluation.unseen(found, config)} | {name: found[name] for name in (*METRICS, *PROBED)})
     return rows
 
 
@@ -180,13 +180,7 @@ def oracle_fields(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """What decides the proxies of a perfect supervisor, as JSON. Raises StageError if the truth of the subject is lacking."""
     words, shown = learners.subject(config, workdir).words(), dataclasses.asdict(identity(config, workdir))
     common = {"seed": config.seed, "size": config.supervisor.resolution}
-    return {"identity": shown, "subject": words, "templates": drawn_templates(config)} | common
-
-
-def drawn_templates(config: ConfigDict) -> list[str]:
-    """The template of each proxy that stage 2 draws."""
-    stage = config.proxy_generation
-    return [stage.prompts[index % len(stage.prompts)] for index in range(stage.num_images)]
+    return {"identity": shown, "subject": words, "templates": proxy_generation.templates(config)} | common
 
 
 def write_oracle(config: ConfigDict, workdir: Path) -> None:

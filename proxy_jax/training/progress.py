@@ -10,6 +10,8 @@ from absl import logging
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from proxy_jax.training.checkpoint import ResumeError
+
 
 class Progress:
     """Reports a run of `steps` steps that starts after step `start`, from the first process only.
@@ -65,12 +67,12 @@ class Progress:
 
 
 def _open_at(path: Path, position: int):
-    """`path` open for writing at `position`, with what followed cut off. Raises ValueError if it is shorter than that."""
+    """`path` open for writing at `position`, with what followed cut off. Raises ResumeError if it is shorter than that."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     size = path.stat().st_size
     if size < position:
-        raise ValueError(f"{path} has {size} bytes but had {position} when the checkpoint was written; restore it or start in a new folder")
+        raise ResumeError(f"{path} has {size} bytes but had {position} when the checkpoint was written; restore it or start in a new folder")
     file = path.open("r+b")
     file.truncate(position)
     file.seek(position)

@@ -143,11 +143,11 @@ def test_the_truth_must_be_whole_and_of_this_class(config, workdir):
 def test_the_direct_student_comes_from_another_run(config, workdir, monkeypatch, tmp_path_factory):
     other = tmp_path_factory.mktemp("direct")
     config.evaluation.direct = str(other)
-    monkeypatch.setattr(learners, "student", lambda config, workdir: "the student")
+    monkeypatch.setattr(learners, "student", lambda config, workdir: f"the student of {config.proxy_tuning.mode}")
     monkeypatch.setattr(evaluation, "checkpoint_key", lambda learner: {"base": "abc"})
     with pytest.raises(contract.StageError, match="the stage proxy_tuning is not done"):
         evaluation.inputs(config, workdir)
-    of_photos = {"source": "photos", "mode": "full"}
+    of_photos = {"source": "photos", "mode": "two_stage"}
     right = {"proxy_tuning": of_photos, "subject": learners.subject(config, workdir).key(), "checkpoint": {"base": "abc"}}
     for wrong, message in (
         ({"proxy_tuning": {"source": "proxies"}}, "learned from proxies"),
@@ -164,7 +164,7 @@ def test_the_direct_student_comes_from_another_run(config, workdir, monkeypatch,
 
     monkeypatch.setattr(evaluation, "tuned_model", lambda learner, stage, folder: (learner, stage.mode, folder))
     _, load_model, options = evaluation.arm("direct_student", config, workdir)
-    assert load_model() == ("the student", "full", other / "proxy_tuning") and options == config.evaluation.student.to_dict()
+    assert load_model() == ("the student of two_stage", "two_stage", other / "proxy_tuning") and options == config.evaluation.student.to_dict()
 
 
 def test_the_direct_student_is_one_more_arm(config, workdir, drawn):

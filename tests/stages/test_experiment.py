@@ -24,6 +24,7 @@ from tests.metrics.made_accounts import told
 from tests.stages.tiny_runs import write_proxies
 
 SUBJECTS = ("duck_toy", "rc_car", "vase")
+NEXT = {"duck_toy": "rc_car", "rc_car": "vase", "vase": "duck_toy"}  # whom each is learned together with
 
 
 def stand_in(name: str, noise: Callable[[], int]):
@@ -41,9 +42,12 @@ def stand_in(name: str, noise: Callable[[], int]):
         if name == "evaluation":
             lr = config.proxy_tuning.training.learning_rate if config.proxy_tuning.source == "photos" else 0.5
             value = {arm: lr if arm == "student" else 0.25 for arm in config.evaluation.arms}
-            scores = {score: 0.0 for score in experiment.SCORES}
-            rows = [{"arm": arm, "scores": scores | {"dino": value[arm]}} for arm in value]
-            files.write_json(folder / "report.json", {"rows": rows, "ceiling": scores | {"dino": 0.75, "context": None, "identity_context": None}})
+            scores = {score: 0.0 for score in experiment.SCORES if score != "unseen"}
+            shown = {f"a {config.subject.class_noun}": 0.9, f"a {config.subject.class_noun} in the snow": 0.2, "a red toy": 0.4}
+            per_prompt = [{"prompt": prompt, "identity_context": score} for prompt, score in shown.items()]
+            rows = [{"arm": arm, "scores": scores | {"dino": value[arm], "per_prompt": per_prompt}} for arm in value]
+            ceiling = scores | {"dino": 0.75, "context": None, "identity_context": None, "per_prompt": []}
+            files.write_json(folder / "report.json", {"rows": rows, "ceiling": ceiling})
         return {}
 
     outputs = {"evaluation": ("out.json", "report.json"), "proxy_generation": ("out.json", "dataset")}.get(name, ("out.json",))
@@ -139,6 +143,8 @@ def test_every_arm_is_run_for_every_subject_and_scored(checkpoints, tmp_path):
     assert list(arms) == list(expected), "in the order of the config"
     assert {name: arm["scores"]["dino"]["mean"] for name, arm in arms.items()} == pytest.approx(expected)
     assert all(arm["subjects"] == 3 for arm in arms.values())
+    unseen = {name: arm["scores"]["unseen"] and arm["scores"]["unseen"]["mean"] for name, arm in arms.items()}
+    assert unseen == dict.fromkeys(expected, pytest.approx(0.3)) | {"photos": None}, "without the proxies' own prompt"
     found = stages_run(tmp_path / "work")
     assert found["vase/shared"] == {"subject_tuning", "proxy_generation", "evaluation"}
     assert found["vase/direct"] == found["vase/proxy"] == {"proxy_tuning", "evaluation"}
@@ -230,10 +236,11 @@ def test_proxies_that_come_out_otherwise_renew_all_that_was_made_from_them(check
     complete(config(checkpoints), tmp_path / "elsewhere")
     renewed = {"/".join(path.parts[-2:])[:-5] for path, text in kept.items() if path.read_bytes() != text}
     # The vase is in rc_car's `together`, for which rc_car's proxies are drawn again, which duck_toy's `together` is made from, and so on.
-    assert renewed == {f"{subject}/{name}" for subject in SUBJECTS for name in ("shared", "proxies", "proxy", "control", "together")}
+    own = {f"{subject}/{name}" for subject in SUBJECTS for name in ("shared", "proxies", "proxy", "control")}
+    assert renewed == own | {f"{subject}/together-{other}" for subject, other in NEXT.items()}
     assert "vase: its proxies came out otherwise" in caplog.text
     digests = {subject: json.loads((tmp_path / "results" / subject / "proxies.json").read_text())["digest"] for subject in SUBJECTS}
-    sets = json.loads((tmp_path / "results" / "rc_car" / "together.json").read_text())["proxy_sets"]
+    sets = json.loads((tmp_path / "results" / "rc_car" / "together-vase.json").read_text())["proxy_sets"]
     assert sets == {name: digests[name] for name in ("rc_car", "vase")}
 
 
@@ -257,7 +264,7 @@ def test_another_photo_is_another_result(checkpoints, tmp_path):
     complete(config(own), tmp_path / "work")
     changed = {path.parent.name + "/" + path.stem for path, text in before.items() if path.read_text() != text}
     # Also the one that learns the vase together with its own subject.
-    assert changed == {f"vase/{name}" for name in ("shared", "proxies", "proxy", "direct", "control", "together")} | {"rc_car/together"}
+    assert changed == {f"vase/{name}" for name in ("shared", "proxies", "proxy", "direct", "control", "together-duck_toy")} | {"rc_car/together-vase"}
 
 
 def test_the_account_is_kept_and_made_again_without_what_it_does_not_need(checkpoints, tmp_path, accounts):
@@ -407,7 +414,7 @@ def test_the_arms_of_micro_dreambench_differ_and_have_one_budget(protocol, tmp_p
         assert all(training.preview_every == 0 for stage in (own.subject_tuning, own.proxy_tuning) for training in tuning.trainings(stage).values())
     rows = experiment.budgets(run, tmp_path)
     seen = {stage: {row["run"]: row["steps"] * row["batch_size"] for row in rows if row["training"] == stage} for stage in experiment.ROLE}
-    together, others = {"together"} & set(configs), {"together", "proxy_steps_400"}
+    together, others = {"together"} & set(configs), {"together", "proxy_steps_400", "direct_lora_steps_400"}
     assert len(set(seen["subject_tuning"].values())) == 1 and (len(seen["subject_tuning"]) > 1 or protocol == "core"), "supervisor and control"
     assert len({count for name, count in seen["proxy_tuning"].items() if name not in others}) == 1
     assert all(seen["proxy_tuning"][name] == 3 * seen["proxy_tuning"]["proxy"] for name in together)

@@ -63,15 +63,14 @@ def test_the_first_proxies_in_the_subjects_words(runs):
     config.proxies = "{workdir}/../other/dataset"
 
     def pictures(num_proxies, *proxy_prompts):
-        config.proxy_tuning.update(num_proxies=num_proxies, proxy_prompts=proxy_prompts)
-        return training_set.pictures(training_set.sources(config, workdir, "proxy_tuning"), config.proxy_tuning)
+        return training_set.pictures(training_set.sources(config, workdir, "proxy_tuning"), "a photo", num_proxies, proxy_prompts)
 
     everything = proxy_set.read(runs / "other" / "dataset")
     plain, snow = "a sks toy", "a sks toy in the snow"
     for wanted, places, expected in (
         ((3,), (0, 1, 2), [plain, snow, plain]),
         ((0, "a {token} {class_noun} in the snow"), (1, 3, 5), [snow] * 3),
-        ((2, "a {token} {class_noun}", "a {class_noun}"), (0, 2), [plain] * 2),
+        ((2, "a {token} {class_noun}"), (0, 2), [plain] * 2),
     ):
         found, prompts = pictures(*wanted)
         assert prompts == expected and len(found) == len(places)
@@ -82,8 +81,8 @@ def test_the_first_proxies_in_the_subjects_words(runs):
         pictures(7)
     with pytest.raises(StageError, match=r"proxy_tuning\.num_proxies is 4, but .*dataset holds 3 proxies of proxy_tuning.proxy_prompts"):
         pictures(4, "a {token} {class_noun}")
-    with pytest.raises(StageError, match=r"holds 0 proxies of proxy_tuning.proxy_prompts"):
-        pictures(0, "a photo of {class_noun}")
+    with pytest.raises(StageError, match=r"proxy_tuning.proxy_prompts has 'a photo of toy', for which .*dataset holds no proxy"):
+        pictures(0, "a {token} {class_noun}", "a photo of {class_noun}")
     config.proxies = str(runs / "absent")
     with pytest.raises(ProxySetError, match="absent holds no proxy set"):
         pictures(0)
@@ -202,8 +201,7 @@ def test_several_subjects_each_with_its_own_words(runs, tmp_path):
     config = tiny(workdir, source="photos", mode="two_stage")
     config.subjects = (f"token=zwx,class_noun=cat,proxies={cats}", f"token=qov,class_noun=toy,photos={smoke.DRAWINGS}")
     sources = training_set.sources(config, workdir, "proxy_tuning")
-    config.proxy_tuning.num_proxies = 2
-    found, prompts = training_set.pictures(sources, config.proxy_tuning)
+    found, prompts = training_set.pictures(sources, config.proxy_tuning.prompt, num_proxies=2)
     assert prompts == ["a photo of sks toy"] * 3 + ["a zwx cat", "a zwx cat in the snow"] + ["a photo of qov toy"] * 3
     np.testing.assert_array_equal(np.asarray(found[3]), proxy_set.read(cats)[0]["image"])
     assert len(training_set.sources(config, workdir, "subject_tuning")) == 1
