@@ -5,9 +5,9 @@
     python -m proxy_jax.main --config configs/micro/dreambench.py:dreambench30 --workdir runs/micro/dreambench30
     python -m proxy_jax.main --config configs/micro/dreambench.py:development --workdir runs/micro/development
 
-The last one chooses what the others use, on two subjects that paper9 lacks: each arm at each of RATES, and the arms proxy and direct_lora with each of VARIATIONS.
-paper9 goes on from core's results. Hardware: 2 CPU cores. Results are kept as small files in docs/weak_to_strong/results; tables and figures are
-written into docs/weak_to_strong/PROTOCOL too, and docs/weak_to_strong.md tells what came out.
+The last one chooses what the others use, on two subjects that paper9 lacks: each arm at each of RATES, and the arms proxy and direct_lora with each
+of VARIATIONS. paper9 goes on from core's results. Hardware: 2 CPU cores. Results are kept as small files in docs/weak_to_strong/results;
+tables and figures are written into docs/weak_to_strong/PROTOCOL too, and docs/weak_to_strong.md tells what came out.
 """
 
 from pathlib import Path
