@@ -40,10 +40,10 @@ def test_several_processes_stop_together_and_go_on_in_fewer(tmp_path):
     """SIGTERM to one of four, then kill -9 to one of four, then two: the losses are those of one process."""
     directory, term = tmp_path / "several", ("--kill_at=4", f"--signal={int(signal.SIGTERM)}")
     assert together(directory, 4, (2, 2, 1), last=term) == [PREEMPTED] * 4
-    assert len((directory / "metrics.jsonl").read_text().splitlines()) == 7, "two steps after the one under way"
-    assert sorted(int(path.name) for path in (directory / "checkpoints").iterdir())[-1] == 7
+    assert len((directory / "metrics.jsonl").read_text().splitlines()) == 8, "three steps after the one under way"
+    assert sorted(int(path.name) for path in (directory / "checkpoints").iterdir())[-1] == 8
 
-    statuses = together(directory, 4, (1, 4, 1), last=("--kill_at=8",))
+    statuses = together(directory, 4, (1, 4, 1), last=("--kill_at=9",))
     assert statuses[3] == -signal.SIGKILL and 0 not in statuses, "the others stop too"
 
     assert together(directory, 2, (1, 2, 1)) == [0, 0]
