@@ -70,8 +70,9 @@ def _from_proxies(config: ConfigDict) -> bool:
 def arm(name: str, config: ConfigDict, workdir: Path) -> tuple[Learner, Callable[[], nnx.Module], dict[str, Any]]:
     """Who draws for one row of the table: the learner, a function that loads its model, and its sampling options."""
     if name == DIRECT:
-        learner, folder = learners.student(_direct(config, workdir), workdir), learners.path(config.evaluation.direct, workdir) / "proxy_tuning"
-        return learner, lambda: tuned_model(learner, _direct(config, workdir).proxy_tuning, folder), config.evaluation.student.to_dict()
+        other, folder = _direct(config, workdir), learners.path(config.evaluation.direct, workdir) / "proxy_tuning"
+        learner = learners.student(other, workdir)
+        return learner, lambda: tuned_model(learner, other.proxy_tuning, folder), config.evaluation.student.to_dict()
     tuned, role = not name.startswith("untuned_"), name.removeprefix("untuned_")
     learner = (learners.supervisor if role == "supervisor" else learners.student)(config, workdir)
     options = config.evaluation[role].to_dict()

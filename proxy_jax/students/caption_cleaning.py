@@ -84,6 +84,7 @@ class _Text(HTMLParser):
         self.hidden: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """From here on text is hidden, if this element hides it."""
         if tag in HIDDEN_TEXT:
             self.hidden.append(tag)
 
@@ -91,20 +92,25 @@ class _Text(HTMLParser):
         """An element closed at once holds no text."""
 
     def handle_endtag(self, tag: str) -> None:
+        """Closes the element, and those in it that were left open."""
         if tag in self.hidden:
             del self.hidden[self.hidden.index(tag) :]
 
     def handle_data(self, data: str) -> None:
+        """Keeps text that is not hidden."""
         if not self.hidden:
             self.pieces.append(data)
 
     def handle_charref(self, name: str) -> None:
+        """A character by number, "&#233;"."""
         self.handle_data(html.unescape(f"&#{name};"))
 
     def handle_entityref(self, name: str) -> None:
+        """A character by name, "&eacute;"; one that does not exist stays as it is."""
         self.handle_data(html5[f"{name};"] if f"{name};" in html5 else f"&{name}")
 
     def unknown_decl(self, data: str) -> None:
+        """The text of a CDATA section; other declarations hold none."""
         if data.upper().startswith("CDATA["):
             self.handle_data(data[len("CDATA[") :])
 

@@ -215,6 +215,7 @@ class _Renamed:
         self.tensors, self.names = tensors, {renamed(name, table): name for name in tensors.shapes()}
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A slice of the tensor that the table calls `name`."""
         return self.tensors.read(self.names[name], index)
 
 

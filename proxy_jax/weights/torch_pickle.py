@@ -229,6 +229,7 @@ class _Machine:
         return items
 
     def set_items(self, items: list[Any]) -> None:
+        """Puts keys and values, in turn, into the dict on top of the stack. Raises PickleRefused for anything but plain keys and a dict."""
         target = self.stack[-1]
         if type(target) is not dict or len(items) % 2:
             raise PickleRefused("sets items of something that is not a dict")
@@ -238,6 +239,7 @@ class _Machine:
             target[key] = value
 
     def push_global(self, parts: list[Any]) -> None:
+        """Pushes a name that stands for itself; nothing is imported. Raises PickleRefused for one that no tensor needs."""
         if not all(isinstance(part, str) for part in parts):
             raise PickleRefused("a name that is no text")
         name = ".".join(part[:200] for part in parts)
@@ -246,6 +248,7 @@ class _Machine:
         self.stack.append(_Global(name))
 
     def call(self, function: Any, arguments: Any, *, new: bool) -> Any:
+        """What our own stand-in for a known name makes of the arguments; new: as a class. Raises PickleRefused for any other call."""
         known = isinstance(function, _Global) and function.name in _CALLS
         if not known or new != (function.name == "argparse.Namespace"):
             raise PickleRefused(f"calls {function.name if isinstance(function, _Global) else type(function).__name__.strip('_')!r}")
