@@ -20,6 +20,7 @@ SMALL = {
     "proxy_generation.batch_size": 12,
     "proxy_generation.steps": 2,
     "proxy_tuning.training.steps": 4,
+    "proxy_tuning.training.warmup_steps": 1,
     "proxy_tuning.training.batch_size": 4,
     "proxy_tuning.training.preview_every": 2,
     "evaluation.num_prompts": 3,
