@@ -27,7 +27,7 @@ def start(workdir: Path, *arguments: str, devices: int = 1, config: str = "confi
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "HF_HUB_OFFLINE": "1",
     }
     command = [sys.executable, "-c", COMMAND, f"--config={config}", f"--workdir={workdir}", *arguments]

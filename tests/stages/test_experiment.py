@@ -155,7 +155,7 @@ def test_every_arm_is_run_for_every_subject_and_scored(checkpoints, tmp_path):
     assert "(figures/identity_context.svg)" in text and (tmp_path / "work" / "experiment" / "figures" / "identity_context.svg").is_file()
 
 
-def test_an_interrupted_experiment_leaves_the_tables_of_what_is_done(checkpoints, tmp_path, monkeypatch):
+def test_an_interrupted_experiment_leaves_the_tables_of_what_is_done(checkpoints, tmp_path):
     made = experiment.Plan.complete
 
     def interrupted(plan, name, subject):
@@ -163,12 +163,11 @@ def test_an_interrupted_experiment_leaves_the_tables_of_what_is_done(checkpoints
             raise KeyboardInterrupt
         return made(plan, name, subject)
 
-    monkeypatch.setattr(experiment.Plan, "complete", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(experiment.Plan, "complete", interrupted)
         complete(config(checkpoints, together=0, document=str(tmp_path / "document")), tmp_path / "work")
     text = (tmp_path / "document" / "comparison.md").read_text()
     assert f"**Unfinished**: {SUBJECTS[1]}, {SUBJECTS[2]} are still to come." in text and "| proxy | 1 |" in text
-    monkeypatch.undo()
     complete(config(checkpoints, together=0, document=str(tmp_path / "document")), tmp_path / "work")
     text = (tmp_path / "document" / "comparison.md").read_text()
     assert "Unfinished" not in text and "| proxy | 3 |" in text
