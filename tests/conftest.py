@@ -3,7 +3,6 @@
 import gc
 import logging
 import os
-import platform
 import socket
 import urllib.parse
 from collections.abc import Iterator
@@ -14,22 +13,19 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several test processes compile for TPUs at once
-# Most of the suite's time is compilation: XLA's cheap passes, its older emitters and narrow vectors do, and torch beside them needs one thread.
-# Processes that tests start inherit it.
+# Most of the suite's time is compilation: XLA's cheap passes do, and torch beside them needs one thread. Processes that tests start inherit it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ["XLA_FLAGS"] = " ".join(
-    ["--xla_cpu_use_fusion_emitters=false"]
-    + ["--xla_cpu_max_isa=AVX"] * (platform.machine() in ("x86_64", "AMD64"))
-    + os.environ.get("XLA_FLAGS", "").split()
-)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax
 import pytest
 
+from tests import cheap_xla
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
+cheap_xla.use_here()
 gc.set_threshold(200_000, 20, 100)  # tracing makes many objects that live on
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

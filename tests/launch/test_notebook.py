@@ -6,6 +6,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests import cheap_xla
+
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "launch" / "colab"
 CHECKPOINTS = ROOT / "proxy_jax" / "checkpoints" / "micro"
@@ -46,6 +48,7 @@ PARAMETERS = {
 def test_every_cell_runs(name, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+    monkeypatch.setenv("XLA_FLAGS", cheap_xla.FLAGS)
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     changed, folder = PARAMETERS[name]
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]

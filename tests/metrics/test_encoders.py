@@ -15,6 +15,7 @@ from proxy_jax.metrics import encoders
 from proxy_jax.metrics.encoders import EncoderError, MetricEncoders, Preprocessing
 from proxy_jax.models.layers import Compute
 from proxy_jax.models.vit import ViT
+from tests import cheap_xla
 
 COMPUTE = Compute(unroll=True, remat="none")
 TEXTS = ["a red dog", "a dog on a cobblestone street with more words than the model has places for", "Ein Hünd, 2 cats!", ""]
@@ -267,7 +268,7 @@ np.savez(f"{folder}/rows.npz", dino=encoders.dino(images))
 def test_on_a_mesh_of_four_devices(folders, loaded, images, tmp_path):
     """Parameters and batches are split, a batch of three grows to four, and the rows are those of one device."""
     np.savez(tmp_path / "images.npz", *images)
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{cheap_xla.FLAGS} --xla_force_host_platform_device_count=4"}
     command = [sys.executable, "-c", ON_A_MESH, str(tmp_path), str(folders[0]), str(folders[1])]
     subprocess.run(command, env=environment, cwd=Path(encoders.__file__).parents[2], check=True, timeout=120)
     np.testing.assert_allclose(np.load(tmp_path / "rows.npz")["dino"], loaded.dino(images), atol=1e-5)

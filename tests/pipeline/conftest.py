@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from tests import cheap_xla
+
 ROOT = Path(__file__).resolve().parents[2]
 # What the run time must not need is made invisible, as if it were not installed.
 BLOCKED = """
@@ -27,7 +29,7 @@ def start(workdir: Path, *arguments: str, devices: int = 1, config: str = "confi
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{cheap_xla.FLAGS} --xla_force_host_platform_device_count={devices}",
         "HF_HUB_OFFLINE": "1",
     }
     command = [sys.executable, "-c", COMMAND, f"--config={config}", f"--workdir={workdir}", *arguments]

@@ -18,6 +18,7 @@ from tiny_run import ROWS, WIDTH, Data, Tiny, noisy_loss, run
 
 from proxy_jax.models import parameters
 from proxy_jax.training import checkpoint, loop, lora, optimizer
+from tests import cheap_xla
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,7 +38,7 @@ def same(model: nnx.Module, other: nnx.Module) -> None:
 def script(*arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{cheap_xla.FLAGS} --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
     }
