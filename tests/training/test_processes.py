@@ -11,6 +11,7 @@ import numpy as np
 import tiny_run
 
 from proxy_jax.processes import PREEMPTED
+from tests import cheap_xla
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,7 +20,12 @@ def together(directory: Path, count: int, mesh: tuple[int, int, int], *arguments
     """The exit statuses of a run in so many processes of one device each, and what they printed; `last`: arguments of the last process alone."""
     with socket.create_server(("", 0)) as free:
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": cheap_xla.FLAGS,
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    }
     command = [*tiny_run.COMMAND, str(directory), "--mesh", *map(str, mesh), *arguments]
     with directory.with_suffix(".log").open("a") as log:
         runs = [
