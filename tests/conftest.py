@@ -17,7 +17,6 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several test process
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import jax
 import pytest
 
 from tests import cheap_xla
@@ -27,8 +26,6 @@ SHARED = ROOT.parent / "shared"
 
 cheap_xla.use_here()
 gc.set_threshold(200_000, 20, 100)  # tracing makes many objects that live on
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def pytest_collection_modifyitems(items):

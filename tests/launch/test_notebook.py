@@ -46,9 +46,8 @@ PARAMETERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_every_cell_runs(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
-    monkeypatch.setenv("XLA_FLAGS", cheap_xla.FLAGS)
+    for variable, value in cheap_xla.environment().items():
+        monkeypatch.setenv(variable, value)
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     changed, folder = PARAMETERS[name]
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]

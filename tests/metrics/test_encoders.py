@@ -1,7 +1,6 @@
 """The metric encoders against live transformers, through files on disk: small random CLIPModel and ViTModel, processors and tokenizer."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -268,7 +267,6 @@ np.savez(f"{folder}/rows.npz", dino=encoders.dino(images))
 def test_on_a_mesh_of_four_devices(folders, loaded, images, tmp_path):
     """Parameters and batches are split, a batch of three grows to four, and the rows are those of one device."""
     np.savez(tmp_path / "images.npz", *images)
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{cheap_xla.FLAGS} --xla_force_host_platform_device_count=4"}
     command = [sys.executable, "-c", ON_A_MESH, str(tmp_path), str(folders[0]), str(folders[1])]
-    subprocess.run(command, env=environment, cwd=Path(encoders.__file__).parents[2], check=True, timeout=120)
+    subprocess.run(command, env=cheap_xla.environment(devices=4), cwd=Path(encoders.__file__).parents[2], check=True, timeout=120)
     np.testing.assert_allclose(np.load(tmp_path / "rows.npz")["dino"], loaded.dino(images), atol=1e-5)

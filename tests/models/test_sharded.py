@@ -1,7 +1,6 @@
 """Every model computes the same on a (2, 2, 2) mesh as on one device."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def errors() -> dict[str, float]:
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{cheap_xla.FLAGS} --xla_force_host_platform_device_count=8",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-    }
-    out = subprocess.run([sys.executable, "-m", "tests.models.sharded_models"], capture_output=True, text=True, cwd=ROOT, env=environment)
+    command = [sys.executable, "-m", "tests.models.sharded_models"]
+    out = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=cheap_xla.environment(devices=8))
     assert out.returncode == 0, out.stderr[-3000:]
     return json.loads(out.stdout.strip().splitlines()[-1])
 

@@ -1,6 +1,5 @@
 """Running the command line in processes of its own, without torch, TensorFlow or diffusers in reach."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,13 +24,7 @@ COMMAND = BLOCKED + "runpy.run_module('proxy_jax.main', run_name='__main__')"
 
 def start(workdir: Path, *arguments: str, devices: int = 1, config: str = "configs/smoke.py") -> subprocess.Popen:
     """Starts the smoke run (or its variant `config`) in `workdir` on so many virtual CPU devices; its output goes to workdir.log."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-        "XLA_FLAGS": f"{cheap_xla.FLAGS} --xla_force_host_platform_device_count={devices}",
-        "HF_HUB_OFFLINE": "1",
-    }
+    environment = cheap_xla.environment(devices) | {"HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", COMMAND, f"--config={config}", f"--workdir={workdir}", *arguments]
     with workdir.with_suffix(".log").open("a") as log:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)

@@ -1,7 +1,6 @@
 """The training loop: what it computes, that it resumes to the bit, and what it does with infinities."""
 
 import json
-import os
 import signal
 import struct
 import subprocess
@@ -36,12 +35,7 @@ def same(model: nnx.Module, other: nnx.Module) -> None:
 
 
 def script(*arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{cheap_xla.FLAGS} --xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-    }
+    environment = cheap_xla.environment(devices) | {"PYTHONPATH": str(ROOT)}
     command = [*tiny_run.COMMAND, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 

@@ -1,7 +1,6 @@
 """The training loop in several processes: told to stop, one of them killed, and gone on with in fewer."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -20,12 +19,7 @@ def together(directory: Path, count: int, mesh: tuple[int, int, int], *arguments
     """The exit statuses of a run in so many processes of one device each, and what they printed; `last`: arguments of the last process alone."""
     with socket.create_server(("", 0)) as free:
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": cheap_xla.FLAGS,
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-    }
+    environment = cheap_xla.environment() | {"PYTHONPATH": str(ROOT)}
     command = [*tiny_run.COMMAND, str(directory), "--mesh", *map(str, mesh), *arguments]
     with directory.with_suffix(".log").open("a") as log:
         runs = [
