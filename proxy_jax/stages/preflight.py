@@ -158,12 +158,15 @@ def devices(topology: str) -> Sequence[jax.Device]:
     if match is None or match["kind"] not in CHIPS:
         known = ", ".join(CHIPS)
         raise StageError(f"--preflight={topology}: give KIND:SHAPE, e.g. v5e:2x4 or v5p:2x2x1, of {known}, several slices as 2xv5e:2x4, or auto")
-    slices = {} if match["slices"] is None else {"num_slices": int(match["slices"])}
+    options = dict(CHIPS[match["kind"]].options)
+    if match["slices"] is not None:
+        options["num_slices"] = int(match["slices"])
+    if match["slice"].endswith(":1x1"):  # a host has four chips, unless told
+        options["chips_per_host_bounds"] = (1, 1, 1)
     # libtpu asks no metadata server about the machine, and may be in use elsewhere: no TPU is touched.
     for name, value in {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost"}.items():
         os.environ.setdefault(name, value)
     try:
-        options = dict(CHIPS[match["kind"]].options) | slices
         return topologies.get_topology_desc(platform="tpu", topology_name=match["slice"], **options).devices
     except Exception as error:  # jaxlib raises whatever it finds
         missing = "libtpu" in str(error) and "not" in str(error)

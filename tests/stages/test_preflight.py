@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import re
 from types import SimpleNamespace
 
@@ -181,6 +182,13 @@ def test_a_missing_compiler_and_wrong_topologies_are_told(monkeypatch):
     for wrong in ("v9:2x2", "v5e", "v5e:", "0v5e:2x2", "2v5e:2x2"):
         with pytest.raises(StageError, match="give KIND:SHAPE"):
             preflight.devices(wrong)
+
+
+@needs_libtpu
+def test_libtpu_knows_every_slice_that_auto_tries():
+    for kind, chip in preflight.CHIPS.items():
+        for shape in chip.shapes:
+            assert len(preflight.devices(f"{kind}:{shape}")) == math.prod(map(int, shape.split("x"))), (kind, shape)
 
 
 def report_of(topology, need):
