@@ -4,10 +4,12 @@
     python -m proxy_jax.main --config configs/micro/dreambench.py:core --workdir runs/micro/paper9           of them the two claims alone
     python -m proxy_jax.main --config configs/micro/dreambench.py:dreambench30 --workdir runs/micro/dreambench30
     python -m proxy_jax.main --config configs/micro/dreambench.py:development --workdir runs/micro/development
+    python -m proxy_jax.main --config configs/micro/dreambench.py:variations --workdir runs/micro/development
 
-The last one chooses what the others use, on two subjects that paper9 lacks: each arm at each of RATES, and the arms proxy and direct_lora with each
-of VARIATIONS. paper9 goes on from core's results. Hardware: 2 CPU cores. Results are kept as small files in docs/weak_to_strong/results;
-tables and figures are written into docs/weak_to_strong/PROTOCOL too, and docs/weak_to_strong.md tells what came out.
+The last two are on two subjects that paper9 lacks. development chooses what the others use: it has each arm at each of RATES. variations has the
+arms proxy and BEST_DIRECT, as chosen, with each of VARIATIONS. paper9 goes on from core's results. Hardware: 2 CPU cores. Results are kept as
+small files in docs/weak_to_strong/results; tables and figures are written into docs/weak_to_strong/PROTOCOL too, and docs/weak_to_strong.md
+tells what came out.
 """
 
 from pathlib import Path
@@ -22,6 +24,7 @@ from proxy_jax.data.microworld.vocabulary import RARE_WORDS
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "weak_to_strong"
 PROTOCOLS = {
     "development": ("dog2", "can"),
+    "variations": ("dog2", "can"),
     "core": prompts.PAPER9,
     "paper9": prompts.PAPER9,
     "dreambench30": tuple(prompts.SUBJECTS),
@@ -33,7 +36,7 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 SUPERVISOR_RATE = 1e-3  # the values here are guesses until the protocol development has run
 CHOSEN = dict(proxy=3e-3, diffusion_on_proxies=1e-3, direct_lora=3e-4, direct_full=1e-4, direct_augmented=3e-4, direct_two_stage=1e-4)
 BEST_DIRECT = "direct_lora"
-# Of the arms proxy and direct_lora, each alone: fields of stage 3, and how its student draws
+# Of the arms proxy and BEST_DIRECT, each alone: fields of stage 3, and how its student draws
 VARIATIONS = {
     "prior_0": (dict(prior=dict(weight=0.0)), {}),
     "prior_1": (dict(prior=dict(weight=1.0)), {}),
@@ -92,9 +95,12 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
     config.experiment.update(subjects=subjects, photos=f"{common.CHECKPOINTS}/dreambench")
     config.experiment.update(results=str(DOCUMENT / "results"), document=str(DOCUMENT / protocol))
     if protocol == "development":
-        rates = tuple((f"{name}_{rate:g}", arm(name, rate)) for name in CHOSEN for rate in RATES)
-        variations = tuple((f"{of}_{name}", variation(of, name)) for of in ("proxy", "direct_lora") for name in VARIATIONS)
-        config.experiment.update(arms=(*rates, *variations), main_arm="")
+        config.experiment.update(arms=tuple((f"{name}_{rate:g}", arm(name, rate)) for name in CHOSEN for rate in RATES), main_arm="")
+        return config
+    if protocol == "variations":
+        varied = ("proxy", BEST_DIRECT)
+        variations = tuple((f"{of}_{name}", variation(of, name)) for of in varied for name in VARIATIONS)
+        config.experiment.update(arms=(*((name, arm(name, CHOSEN[name])) for name in varied), *variations), main_arm="")
         return config
     without = dict(prior=dict(weight=0.0))
     config.experiment.update(

@@ -398,9 +398,9 @@ class Plan:
             (where / "cache").symlink_to("../../../cache", target_is_directory=True)
         if name == ORACLE:
             weak_to_strong.write_oracle(self.runs[subject][name], where)
-        others = [folder(subject, other, self.workdir) for other in self.runs[subject] if other != name]
+        others = sorted(other for other in where.parent.iterdir() if other != where)
         for stage in names:
-            if stage in validation.TUNINGS:  # arms that only draw otherwise learn the same
+            if stage in validation.TUNINGS:  # arms that only draw otherwise learn the same, and so do arms of two names
                 contract.borrow(stage, STAGES[stage], self.runs[subject][name], where, others)
             contract.complete(stage, STAGES[stage], self.runs[subject][name], where)
 
