@@ -5,8 +5,8 @@
 
 Checkpoints (downloaded on first use): black-forest-labs/FLUX.1-dev (accept its non-commercial licence on its page first); the others as
 in configs/sd3_lumina_mgpt.py.
-Hardware: one accelerator with 80 GB, by estimate (the frozen denoiser takes 24 GB in bfloat16), or a TPU slice v5e:4x4: for that it is
-compiled, with --config.mesh.auto=True (docs/tpu.md). Not run at full size by us yet: no score or time is claimed.
+Hardware: one accelerator with 80 GB, by estimate (the frozen denoiser takes 24 GB in bfloat16), or a TPU slice v5p:2x2x1 or v5e:4x4:
+for these it is compiled, with --config.mesh.auto=True (docs/tpu.md). Not run at full size by us yet: no score or time is claimed.
 """
 
 from ml_collections import ConfigDict

@@ -34,8 +34,8 @@ PROTOCOLS = {
 # Before it the supervisor's own rate and steps are chosen likewise (--config.subject_tuning.training.learning_rate), as it draws the proxies.
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 SUPERVISOR_RATE = 1e-3  # the values here are guesses until the protocol development has run
-CHOSEN = dict(proxy=3e-3, diffusion_on_proxies=1e-3, direct_lora=3e-4, direct_full=1e-4, direct_augmented=3e-4, direct_two_stage=1e-4)
-BEST_DIRECT = "direct_lora"
+CHOSEN = dict(proxy=1e-3, diffusion_on_proxies=3e-4, direct_lora=3e-4, direct_full=1e-4, direct_augmented=1e-3, direct_two_stage=1e-4)
+BEST_DIRECT = "direct_augmented"
 # Of the arms proxy and BEST_DIRECT, each alone: fields of stage 3, and how its student draws
 VARIATIONS = {
     "prior_0": (dict(prior=dict(weight=0.0)), {}),
@@ -127,6 +127,6 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
         account_arms=("proxy", "diffusion_on_proxies", "oracle"),
     )
     if protocol == "core":
-        claimed = tuple((name, changes) for name, changes in config.experiment.arms if name in ("proxy", BEST_DIRECT))
-        config.experiment.update(arms=claimed, contrasts=(), account_arms=(), together=0)
+        claimed = tuple((name, changes) for name, changes in config.experiment.arms if name in ("proxy", "direct_lora", BEST_DIRECT))
+        config.experiment.update(arms=claimed, contrasts=(("proxy", "direct_lora"),), account_arms=(), together=0)
     return config
