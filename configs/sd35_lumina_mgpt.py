@@ -5,8 +5,8 @@
 
 With `configs/sd35_lumina_mgpt.py:large` the 8B model. Checkpoints (downloaded on first use): stabilityai/stable-diffusion-3.5-medium (or
 -large; accept its licence on its page first); the others as in configs/sd3_lumina_mgpt.py.
-Hardware: one accelerator with 80 GB, by estimate; --preflight tells of any TPU slice. Not run at full size by us yet: no score or time is
-claimed.
+Hardware: one accelerator with 80 GB, by estimate, or a TPU slice, v6e:2x2 or for Large v6e:2x4, which they are compiled for, with
+--config.mesh.auto=True (docs/tpu.md). Not run at full size by us yet: no score or time is claimed.
 """
 
 from ml_collections import ConfigDict

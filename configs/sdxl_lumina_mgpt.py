@@ -4,8 +4,8 @@
         --config.subject.photos=photos/my_dog --config.subject.class_noun=dog --config.subject.live=True
 
 Checkpoints (downloaded on first use): stabilityai/stable-diffusion-xl-base-1.0; the others as in configs/sd3_lumina_mgpt.py.
-Hardware: one accelerator with 80 GB, by estimate; --preflight tells of any TPU slice. Not run at full size by us yet: no score or time is
-claimed.
+Hardware: one accelerator with 80 GB, by estimate, or a TPU slice v6e:2x2, which it is compiled for, with --config.mesh.auto=True
+(docs/tpu.md). Not run at full size by us yet: no score or time is claimed.
 """
 
 from ml_collections import ConfigDict

@@ -23,12 +23,12 @@ cases=( # TOPOLOGY, or auto for the smallest slice that fits, and the run's own 
     "v5e:4x4 configs/flux_lumina_mgpt.py"
     "v5e:16x16 configs/sd3_lumina_mgpt.py --stages=proxy_tuning $full $(rows 256)"
     "v5p:8x8x8 configs/sd3_lumina_mgpt.py --stages=proxy_tuning $full $(rows 512)"
+    "v6e:2x2 configs/sdxl_lumina_mgpt.py"
+    "v6e:2x2 configs/sd35_lumina_mgpt.py"
     "auto configs/sdxl_llamagen.py"
     "auto configs/sd3_llamagen.py"
     "auto configs/sd35_llamagen.py"
     "auto configs/flux_llamagen.py"
-    "auto configs/sdxl_lumina_mgpt.py"
-    "auto configs/sd35_lumina_mgpt.py"
 )
 
 versions=$($PYTHON -c 'from importlib.metadata import version as v; print("jax", v("jax"), "and libtpu", v("libtpu"))')
@@ -46,7 +46,7 @@ listed too: each runs by itself. \`--preflight auto\` takes the smallest slice t
 - *floors*: seconds at the chip's published peaks in bfloat16 (full float32 precision, which the autoencoders run in, counts sixfold) and of its
   memory; *pictures an hour* are at the higher of the two. Traffic between chips is in neither.
 - Programs are compiled with XLA's least effort; at full effort (\`--preflight_full\`) memory came out up to a tenth higher.
-- A program that an earlier stage of the same run has is listed there only.
+- A program that an earlier stage of the same run has is listed there only. *compiled in*: when its figures were made, whatever else ran beside.
 END
 status=0
 for case in "${cases[@]}"; do
