@@ -5,8 +5,8 @@
 
 Checkpoints (downloaded on first use): black-forest-labs/FLUX.1-dev (accept its non-commercial licence on its page first),
 peizesun/llamagen_t2i, google/flan-t5-xl, facebook/dino-vits16, openai/clip-vit-base-patch32.
-Hardware: accelerators with 40 GB or more in all (the frozen denoiser takes 24 GB in bfloat16), or a TPU slice v6e:1x1, which it is compiled
-for (docs/tpu.md). Not run at full size by us yet: no score or time is claimed.
+Hardware: accelerators with 40 GB or more in all (the frozen denoiser takes 24 GB in bfloat16), or a TPU slice v6e:1x1, which all but its
+frozen encoders is compiled for, at 28 of 31 GiB (docs/tpu.md). Not run at full size by us yet: no score or time is claimed.
 """
 
 from ml_collections import ConfigDict

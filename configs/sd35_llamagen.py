@@ -7,7 +7,7 @@ With `configs/sd35_llamagen.py:large` the 8B model. Checkpoints (downloaded on f
 -large; accept its licence on its page first), peizesun/llamagen_t2i, google/flan-t5-xl, facebook/dino-vits16,
 openai/clip-vit-base-patch32.
 Hardware: one accelerator with 24 GB or more, of Large 40 GB (its frozen denoiser takes 16 GB in bfloat16), or for the Medium a TPU slice
-v5e:1x1, which it is compiled for (docs/tpu.md). Not run at full size by us yet: no score or time is claimed.
+v5e:1x1, which all but its frozen encoders is compiled for (docs/tpu.md). Not run at full size by us yet: no score or time is claimed.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,8 @@
 Checkpoints (downloaded on first use): stabilityai/stable-diffusion-3-medium-diffusers (accept its licence on its page first),
 Alpha-VLLM/Lumina-mGPT-7B-768, the tokenizers in Alpha-VLLM/Chameleon_7B_mGPT, facebook/dino-vits16, openai/clip-vit-base-patch32.
 Hardware: one accelerator with 80 GB, by estimate, or a TPU slice v5e:2x4 or v6e:2x2, and to tune all of Lumina-mGPT (proxy_tuning.mode=full)
-v5e:4x4 with batches of 16, v5e:16x16 with 256 or v5p:8x8x8 with 512: for these it is compiled, with --config.mesh.auto=True (docs/tpu.md).
+v5e:4x4 with batches of 16: for these it is compiled, with --config.mesh.auto=True (docs/tpu.md), and the student's step alone for v5e:16x16
+with batches of 256 and v5p:8x8x8 with 512.
 Not run at full size by us yet: no score or time is claimed.
 """
 

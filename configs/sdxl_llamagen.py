@@ -5,8 +5,8 @@
 
 Checkpoints (downloaded on first use): stabilityai/stable-diffusion-xl-base-1.0, peizesun/llamagen_t2i, google/flan-t5-xl,
 facebook/dino-vits16, openai/clip-vit-base-patch32.
-Hardware: one accelerator with 24 GB or more, or a TPU slice v5e:1x1, which it is compiled for (docs/tpu.md). Not run at full size by us yet:
-no score or time is claimed.
+Hardware: one accelerator with 24 GB or more, or a TPU slice v5e:1x1, which all but its frozen encoders is compiled for (docs/tpu.md). Not run
+at full size by us yet: no score or time is claimed.
 """
 
 from ml_collections import ConfigDict

@@ -38,7 +38,7 @@ cat > "$partial" <<END
 
 Written by \`bash launch/preflight.sh\` with $versions: the training step of each stage, the denoising and decoding loops and the
 picture decoders, compiled for slices that nobody had. No time here was measured on a TPU. Without \`--preflight_only\` the frozen encoders are
-listed too: each runs by itself. \`--preflight auto\` takes the smallest slice that all of them fit on.
+listed too: each runs by itself. \`--preflight auto\` takes the smallest slice that the programs listed fit on.
 
 - *HBM*: arguments, outputs and temporaries as the compiler counts them, and the other models that lie in memory at the time.
 - *FLOPs*: matrix products and convolutions of one run (a step, or a batch of pictures), on all chips, from the program before compilation,

@@ -139,9 +139,9 @@ def complete(name: str, stage: ModuleType, config: ConfigDict, workdir: Path) ->
 def borrow(name: str, stage: ModuleType, config: ConfigDict, workdir: Path, lenders: Sequence[Path]) -> None:
     """Copies a stage that is not begun in a workdir from the first of other workdirs where it is done for the same inputs, if there is one.
 
-    Its training's checkpoints stay behind: a finished stage has no use for them.
+    Its training's checkpoints stay behind: a finished stage has no use for them. For one process and folders of this machine, as `experiment` is.
     """
-    if not processes.is_first() or (workdir / name).exists():
+    if (workdir / name).exists():
         return
     inputs = json.loads(json.dumps(stage.inputs(config, workdir)))
     for lender in (other / name for other in lenders):

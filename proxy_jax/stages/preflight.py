@@ -337,7 +337,7 @@ class Bench:
             text = compiled.as_text()
         except jax.errors.JaxRuntimeError as error:  # seen with jax 0.10.2 and libtpu 0.0.52
             versions = f"libtpu {importlib.metadata.version('libtpu')} and jax {jax.__version__}"
-            raise StageError(f'{versions} do not suit each other: pip install -e ".[preflight]" ({str(error)[:200]})') from error
+            raise StageError(f'{versions} may not suit each other: pip install -e ".[preflight]" ({str(error)[:200]})') from error
         collectives = program_costs.by_kind(program_costs.collectives(text))
         return {"need": own, "moved": program_costs.moved(text), "collectives": collectives, "compile_seconds": seconds}
 

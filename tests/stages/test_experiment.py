@@ -20,7 +20,7 @@ from configs import base, smoke
 from configs.micro import dreambench
 from proxy_jax.data import prompts
 from proxy_jax.data.microworld.scenes import ASKED
-from proxy_jax.stages import contract, experiment, files, random_weights, tuning, validation
+from proxy_jax.stages import contract, experiment, files, proxy_tuning, random_weights, subject_tuning, tuning, validation
 from tests.metrics.made_accounts import told
 from tests.stages.tiny_runs import write_proxies
 
@@ -438,3 +438,28 @@ def test_settings_are_chosen_on_other_subjects_than_those_of_the_paper(tmp_path)
     for name, changes in dreambench.get_config("paper9").experiment.arms:
         if name in dreambench.CHOSEN:
             assert [rate for rate in dreambench.RATES if tried[f"{name}_{rate:g}"] == changes] == [dreambench.CHOSEN[name]]
+
+
+def test_settings_are_what_the_rule_chooses_from_the_committed_results():
+    """Of every arm that has been run at each rate on both subjects."""
+    results, subjects = dreambench.DOCUMENT / "results", dreambench.PROTOCOLS["development"]
+    means: dict[str, dict[float, float]] = {}
+    for name in dreambench.CHOSEN:
+        found = {rate: [files.read_json(results / subject / f"{name}_{rate:g}.json") for subject in subjects] for rate in dreambench.RATES}
+        if all(result for both in found.values() for result in both):
+            means[name] = {rate: np.mean([result["rows"][0]["identity_context"] for result in both]) for rate, both in found.items()}
+    assert {"proxy", "direct_lora", "direct_augmented"} <= set(means)
+    assert {name: max(own, key=own.get) for name, own in means.items()} == {name: dreambench.CHOSEN[name] for name in means}
+    best = {name: max(own.values()) for name, own in means.items() if name.startswith("direct_")}
+    assert max(best, key=best.get) == dreambench.BEST_DIRECT
+
+
+def test_what_a_student_draws_with_is_no_input_of_its_tuning(checkpoints, tmp_path):
+    """So that arms which only draw otherwise can share a tuning, as the stand-ins of this file do."""
+    run = config(checkpoints)
+    run.proxy_tuning.source = "photos"
+    run.subject.photos = str(checkpoints / "photos" / "vase")
+    before = [stage.inputs(run, tmp_path) for stage in (subject_tuning, proxy_tuning)]
+    run.evaluation.student.temperature = run.evaluation.student.temperature / 2
+    run.evaluation.supervisor.steps += 1
+    assert [stage.inputs(run, tmp_path) for stage in (subject_tuning, proxy_tuning)] == before

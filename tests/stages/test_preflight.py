@@ -6,6 +6,7 @@ import math
 import re
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from configs import smoke
@@ -182,6 +183,18 @@ def test_a_missing_compiler_and_wrong_topologies_are_told(monkeypatch):
     for wrong in ("v9:2x2", "v5e", "v5e:", "0v5e:2x2", "2v5e:2x2"):
         with pytest.raises(StageError, match="give KIND:SHAPE"):
             preflight.devices(wrong)
+
+
+@needs_libtpu  # its version is named
+def test_a_program_that_jax_cannot_read_is_told(tmp_path):
+    def unread():
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    memory = SimpleNamespace(argument_size_in_bytes=0, temp_size_in_bytes=0, output_size_in_bytes=0, alias_size_in_bytes=0)
+    compiled = SimpleNamespace(memory_analysis=lambda: memory, as_text=unread)
+    bench = preflight.Bench(config_of("sd3"), tmp_path, "v5e:2x2", quick=True, stop=False, cache=tmp_path, only="")
+    with pytest.raises(StageError, match=r"may not suit each other: pip install .* \(INTERNAL: RET_CHECK"):
+        bench._measured(SimpleNamespace(compile=lambda: compiled))
 
 
 @needs_libtpu
