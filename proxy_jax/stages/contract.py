@@ -113,15 +113,17 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def complete(name: str, stage: ModuleType, config: ConfigDict, workdir: Path) -> None:
+def complete(name: str, stage: ModuleType, config: ConfigDict, workdir: Path, lenders: Sequence[Path] = ()) -> None:
     """Brings a stage to its DONE.json: skips it if it is done for these inputs, resumes it if it was interrupted on them, else runs it anew.
 
     A finished stage whose outputs are missing or changed is resumed too: it makes them again from what else it left.
     Of several processes the first looks and tells the others, and all wait for each other before and after the stage's own work.
+    lenders: other workdirs, from which one that is not begun is copied if it is done there for the same inputs (of one process, in folders).
     Raises StageError if its folder holds files that no stage wrote.
     """
     folder = workdir / name
     inputs = json.loads(json.dumps(stage.inputs(config, workdir)))
+    _borrow(folder, inputs, lenders)
     runs, resumed = processes.agreed(_begin(name, folder, inputs, config) if processes.is_first() else None)
     if not runs:
         return
@@ -136,22 +138,19 @@ def complete(name: str, stage: ModuleType, config: ConfigDict, workdir: Path) ->
     logging.info("%s: done in %.1f s", name, seconds)
 
 
-def borrow(name: str, stage: ModuleType, config: ConfigDict, workdir: Path, lenders: Sequence[Path]) -> None:
-    """Copies a stage that is not begun in a workdir from the first of other workdirs where it is done for the same inputs, if there is one.
+def _borrow(folder: Path, inputs: dict[str, Any], lenders: Sequence[Path]) -> None:
+    """Copies a stage that is not begun from the first workdir of `lenders` where it is done for these inputs, if there is one.
 
-    Its training's checkpoints stay behind: a finished stage has no use for them. For one process and folders of this machine, as `experiment` is.
+    Its training's checkpoints stay behind: a finished stage has no use for them.
     """
-    if (workdir / name).exists():
-        return
-    inputs = json.loads(json.dumps(stage.inputs(config, workdir)))
-    for lender in (other / name for other in lenders):
+    for lender in () if folder.exists() else (other / folder.name for other in lenders):
         done = _done(lender)
         if done and done["inputs"] == inputs and not _changed_outputs(lender, done):
-            partial = workdir / f".{name}.partial"
+            partial = folder.with_name(f".{folder.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(lender, partial, ignore=shutil.ignore_patterns(storage.CHECKPOINTS))
-            partial.rename(workdir / name)
-            logging.info("%s: taken from %s, where it was done for the same inputs", name, storage.address(lender))
+            partial.rename(folder)
+            logging.info("%s: taken from %s, where it was done for the same inputs", folder.name, lender)
             return
 
 

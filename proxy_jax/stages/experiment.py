@@ -400,9 +400,8 @@ class Plan:
             weak_to_strong.write_oracle(self.runs[subject][name], where)
         others = sorted(other for other in where.parent.iterdir() if other != where)
         for stage in names:
-            if stage in validation.TUNINGS:  # arms that only draw otherwise learn the same, and so do arms of two names
-                contract.borrow(stage, STAGES[stage], self.runs[subject][name], where, others)
-            contract.complete(stage, STAGES[stage], self.runs[subject][name], where)
+            lenders = others if stage in validation.TUNINGS else ()  # arms that only draw otherwise learn the same, and so do arms of two names
+            contract.complete(stage, STAGES[stage], self.runs[subject][name], where, lenders)
 
 
 def decides(config: ConfigDict, names: Sequence[str], workdir: Path) -> dict[str, Any]:
