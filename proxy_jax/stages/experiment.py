@@ -20,7 +20,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from proxy_jax import sharding
+from proxy_jax import processes, sharding
 from proxy_jax.data import cache, prompts, proxy_set
 from proxy_jax.metrics import comparison, figures
 from proxy_jax.stages import (
@@ -44,6 +44,7 @@ SHARED, TOGETHER, ACCOUNT = "shared", "together", "account"
 ORACLE = "oracle"  # an arm of this name learns from renderings of the subject in the place of proxies: those of a perfect supervisor
 PROXIES = "proxies"  # the record of what proxies a subject's results were made from
 PHOTOS = "photos"  # the row of the real photos, the ceiling
+PATIENCE_S = 5  # between two looks for work, while other runs are at all that is left
 MOST_MISREAD = 0.2  # an attribute that the probe misreads more often in right renderings says nothing of who is wrong
 STAGES = {stage.NAME: stage for stage in (subject_tuning, proxy_generation, proxy_tuning, evaluation)}
 ROLE = {subject_tuning.NAME: "supervisor", proxy_generation.NAME: "supervisor", proxy_tuning.NAME: "student"}
@@ -106,26 +107,38 @@ def check(config: ConfigDict, workdir: Path) -> None:
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Makes every result of every subject that is not there yet, and after each subject the tables and figures of those that are done."""
-    rows: list[dict[str, Any]] = []
-    results: list[Result] = []
-    fields, plan = config.experiment, Plan(config, workdir)
+    """Makes every result of every subject that is not there yet, and after each subject the tables and figures of those that are done.
+
+    Several runs of one workdir share the work: each takes the first result that no other is at.
+    """
+    plan, told = Plan(config, workdir), {}
     if any(name in (ACCOUNT, ORACLE) for name, _ in plan.missing()):
         weak_to_strong.renderer()  # if it is lacking, say so before hours of tuning
-    plan.draw_again()
-    for number, subject in enumerate(fields.subjects):
-        begin, own = time.time(), []
-        for name in plan.keys[subject]:
-            results.append(plan.complete(name, subject))
-            own += [row | {"subject": subject} for row in results[-1].get("rows", ())]
-        ranked = sorted((row for row in own if row[fields.main_score] is not None), key=lambda row: -row[fields.main_score])
-        shown = ", ".join(f"{row['arm']} {row[fields.main_score]:.3f}" for row in ranked)
-        logging.info("%s (%d of %d) in %.0f s: %s", subject, number + 1, len(fields.subjects), time.time() - begin, shown)
-        rows += own
-        content = tables(rows, results, config, workdir) | {"unfinished": list(fields.subjects[number + 1 :])}
-        for folder in (workdir / NAME, *([learners.path(fields.document, workdir)] if fields.document else [])):
+    while True:
+        missing = processes.agreed(plan.missing())
+        if processes.is_first():
+            told = tell(plan, told)
+        if not missing:
+            return {}
+        if not any(plan.make(name, subject) for name, subject in missing):
+            time.sleep(PATIENCE_S)
+
+
+def tell(plan: "Plan", told: Mapping[str, Sequence[Result]]) -> dict[str, list[Result]]:
+    """Writes the tables and figures of the subjects that are done, unless they are those of `told`; returns them: subject -> its results."""
+    fields, done = plan.fields, plan.done()
+    for subject in (subject for subject in done if done[subject] != told.get(subject)):
+        rows = [row for found in done[subject] for row in found.get("rows", ()) if row[fields.main_score] is not None]
+        shown = ", ".join(f"{row['arm']} {row[fields.main_score]:.3f}" for row in sorted(rows, key=lambda row: -row[fields.main_score]))
+        seconds = sum(found["seconds"] for found in done[subject])
+        logging.info("%s (%d of %d), made in %.0f s: %s", subject, list(done).index(subject) + 1, len(fields.subjects), seconds, shown)
+    if done and done != told:
+        results = [found for subject in done for found in done[subject]]
+        rows = [row | {"subject": found["subject"]} for found in results for row in found.get("rows", ())]
+        content = tables(rows, results, plan.config, plan.workdir) | {"unfinished": [name for name in fields.subjects if name not in done]}
+        for folder in (plan.workdir / NAME, *([learners.path(fields.document, plan.workdir)] if fields.document else [])):
             write(content, folder)
-    return {}
+    return done
 
 
 def tables(rows: Sequence[Mapping[str, Any]], results: Sequence[Result], config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -332,21 +345,10 @@ class Plan:
         """(name, subject) of each result that is to be made."""
         return [(name, subject) for subject, own in self.keys.items() for name in own if self.kept(name, subject) is None]
 
-    def draw_again(self) -> None:
-        """Before any result is used: the recorded proxies that a missing result needs, which may not be in this workdir.
-
-        Those that come out otherwise than recorded are recorded, and what was made from the old ones is missing, for which more may be needed.
-        """
-        done: set[str] = set()
-
-        def wanted() -> list[str]:
-            needed = dict.fromkeys(other for name, subject in self.missing() for other in self.sources(name, subject))
-            return [other for other in needed if other not in done and self.recorded(other) is not None]
-
-        while subjects := wanted():
-            for subject in subjects:
-                self.share(subject)
-                done.add(subject)
+    def done(self) -> dict[str, list[Result]]:
+        """Subject -> its results, of the subjects that have all."""
+        found = {subject: [self.kept(name, subject) for name in own] for subject, own in self.keys.items()}
+        return {subject: results for subject, results in found.items() if None not in results}
 
     def share(self, subject: str) -> None:
         """A subject's tuned supervisor and its proxies, and the record of these."""
@@ -357,18 +359,28 @@ class Plan:
         if before != digest:
             files.write_json(self.path(PROXIES, subject), {"key": self.proxies_keys[subject], "digest": digest, "made_with": made_with()})
 
-    def complete(self, name: str, subject: str) -> Result:
-        """A result of a subject: the one that is kept, else it is made, and before it the proxies that it needs."""
-        if (found := self.kept(name, subject)) is not None:
-            return found
+    def make(self, name: str, subject: str) -> bool:
+        """Makes a result of a subject, and before it the proxies that it needs; False if another run is at it or at these.
+
+        Recorded proxies may not be in this workdir. Those that come out otherwise than recorded are recorded, and what was made from the old
+        ones is missing.
+        """
         begin, sources = time.time(), self.sources(name, subject)
         for other in sources:
-            self.share(other)
-        content = {"key": self.keys[subject][name], "subject": subject, "run": name, "made_with": made_with()}
-        content |= {"proxy_sets": {other: self.recorded(other) for other in sources}}
-        content |= self._account(subject) if name == ACCOUNT else {"rows": self._rows(name, subject)}
-        files.write_json(self.path(name, subject), content | {"seconds": round(time.time() - begin, 1)})
-        return content
+            with files.claimed([folder(other, SHARED, self.workdir)]) as ours:
+                if not ours:
+                    return False
+                self.share(other)
+        own = [name, *(self.fields.account_arms if name == ACCOUNT else ())]
+        with files.claimed([folder(subject, run, self.workdir) for run in own]) as ours:
+            if not ours:
+                return False
+            if processes.agreed(self.kept(name, subject) is None):  # else another run has made it since it was missing
+                content = {"key": self.keys[subject][name], "subject": subject, "run": name, "made_with": made_with()}
+                content |= {"proxy_sets": {other: self.recorded(other) for other in sources}}
+                content |= self._account(subject) if name == ACCOUNT else {"rows": self._rows(name, subject)}
+                files.write_json(self.path(name, subject), content | {"seconds": round(time.time() - begin, 1)})
+            return True
 
     def _rows(self, name: str, subject: str) -> list[dict[str, Any]]:
         """The rows of the table that a run makes."""

@@ -1,6 +1,10 @@
-"""Files that stages share: written whole or not at all."""
+"""Files that stages share: written whole or not at all. And folders that one run at a time works in."""
 
+import contextlib
+import fcntl
 import json
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     if not processes.is_first():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_bytes(content)
     partial.rename(path)
 
@@ -41,3 +45,27 @@ def save_picture(path: Path, picture: np.ndarray) -> None:
 def load_picture(path: Path) -> np.ndarray:
     """An image file as uint8 [height, width, 3]."""
     return images.decode(path.read_bytes())
+
+
+@contextlib.contextmanager
+def claimed(folders: Sequence[Path]) -> Iterator[bool]:
+    """Whether these folders are this run's for the block: False, and none is, if another run has claimed one of them.
+
+    A claim ends with its process, however that ends. On a network's folder it holds between machines if that passes flock on. Of several
+    processes of one run the first claims for all.
+    """
+    with contextlib.ExitStack() as stack:
+        ours = processes.agreed(processes.is_first() and all(_lock(folder, stack) for folder in folders))
+        if not ours:
+            stack.close()
+        yield ours
+
+
+def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = stack.enter_context((folder / ".lock").open("a"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

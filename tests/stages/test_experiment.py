@@ -7,7 +7,9 @@ tests/stages/test_weak_to_strong.py.)
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -158,7 +160,7 @@ def test_every_arm_is_run_for_every_subject_and_scored(checkpoints, tmp_path):
 
 
 def test_an_interrupted_experiment_leaves_the_tables_of_what_is_done(checkpoints, tmp_path):
-    made = experiment.Plan.complete
+    made = experiment.Plan.make
 
     def interrupted(plan, name, subject):
         if subject == SUBJECTS[1]:
@@ -166,13 +168,49 @@ def test_an_interrupted_experiment_leaves_the_tables_of_what_is_done(checkpoints
         return made(plan, name, subject)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(experiment.Plan, "complete", interrupted)
+        patch.setattr(experiment.Plan, "make", interrupted)
         complete(config(checkpoints, together=0, document=str(tmp_path / "document")), tmp_path / "work")
     text = (tmp_path / "document" / "comparison.md").read_text()
     assert f"**Unfinished**: {SUBJECTS[1]}, {SUBJECTS[2]} are still to come." in text and "| proxy | 1 |" in text
     complete(config(checkpoints, together=0, document=str(tmp_path / "document")), tmp_path / "work")
     text = (tmp_path / "document" / "comparison.md").read_text()
     assert "Unfinished" not in text and "| proxy | 3 |" in text
+
+
+def test_two_runs_of_one_workdir_share_the_work(checkpoints, tmp_path, monkeypatch):
+    """Each begins what the other is not at. Nothing is made twice, and both end when all is there."""
+    met, begun = threading.Barrier(2), []
+    monkeypatch.setattr(experiment, "PATIENCE_S", 0.01)
+
+    def noted(stage):
+        def run(config, workdir):
+            begun.append((threading.current_thread().name, f"{workdir.parent.name}/{workdir.name}", stage.NAME))
+            if len(begun) <= 2:
+                met.wait(60)  # neither goes on before the other has begun something
+            return stage.run(config, workdir)
+
+        return SimpleNamespace(NAME=stage.NAME, OUTPUTS=stage.OUTPUTS, inputs=stage.inputs, run=run)
+
+    monkeypatch.setattr(experiment, "STAGES", {name: noted(stage) for name, stage in experiment.STAGES.items()})
+    own = config(checkpoints, account_arms=("proxy", "control"))
+    with ThreadPoolExecutor(2, "run") as pool:
+        arms = [found.result() for found in [pool.submit(complete, own, tmp_path / "work") for _ in range(2)]]
+    assert arms[0] == arms[1] and arms[0]["proxy"]["subjects"] == 3
+    assert len(begun) == len({(run, stage) for _, run, stage in begun}) == 3 * (3 + 2 + 2 + 2 + 2)
+    assert len({thread for thread, _, _ in begun}) == 2
+    (first, where, _), (second, elsewhere, _) = begun[:2]
+    assert first != second and where != elsewhere
+
+
+def test_a_claim_is_for_all_folders_or_none(tmp_path):
+    with files.claimed([tmp_path / "b"]) as ours:
+        assert ours
+        with files.claimed([tmp_path / "a", tmp_path / "b"]) as too:
+            assert not too
+        with files.claimed([tmp_path / "a"]) as free:
+            assert free, "given back"
+    with files.claimed([tmp_path / "a", tmp_path / "b"]) as ours:
+        assert ours
 
 
 def test_arms_use_their_subjects_own_proxies_and_those_of_its_companions(checkpoints, tmp_path):
