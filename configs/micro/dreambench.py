@@ -1,15 +1,15 @@
 """The paper's comparison on micro-DreamBench: is the proxy-tuned student better than its supervisor, and than direct tuning?
 
-    python -m proxy_jax.main --config configs/micro/dreambench.py --workdir runs/micro/paper9                nine subjects
-    python -m proxy_jax.main --config configs/micro/dreambench.py:core --workdir runs/micro/paper9           the two claims, and direct_lora
-    python -m proxy_jax.main --config configs/micro/dreambench.py:dreambench30 --workdir runs/micro/dreambench30
     python -m proxy_jax.main --config configs/micro/dreambench.py:development --workdir runs/micro/development
     python -m proxy_jax.main --config configs/micro/dreambench.py:variations --workdir runs/micro/development
+    python -m proxy_jax.main --config configs/micro/dreambench.py --workdir runs/micro/paper9                nine subjects
+    python -m proxy_jax.main --config configs/micro/dreambench.py:proxies --workdir runs/micro/paper9        how many proxies, and which
+    python -m proxy_jax.main --config configs/micro/dreambench.py:dreambench30 --workdir runs/micro/dreambench30
 
-The last two are on two subjects that paper9 lacks. development chooses what the others use: it has each arm at each of RATES. variations has the
-arms proxy and BEST_DIRECT, as chosen, with each of VARIATIONS. paper9 goes on from core's results. Hardware: 2 CPU cores. Results are kept as
-small files in docs/weak_to_strong/results; tables and figures are written into docs/weak_to_strong/PROTOCOL too, and docs/weak_to_strong.md
-tells what came out.
+The first two are on two subjects that paper9 lacks. development chooses what the others use: it has each arm at each of RATES. variations has the
+arms proxy and BEST_DIRECT, as chosen, with each of VARIATIONS. dreambench30 has the arms of paper9 and of proxies. Hardware: a CPU; one such
+command on each of its cores, all of one workdir, share the work. Results are kept as small files in docs/weak_to_strong/results; tables and
+figures are written into docs/weak_to_strong/PROTOCOL too, and docs/weak_to_strong.md tells what came out.
 """
 
 from pathlib import Path
@@ -26,8 +26,8 @@ DEVELOPMENT = ("dog2", "can")
 PROTOCOLS = {
     "development": DEVELOPMENT,
     "variations": DEVELOPMENT,
-    "core": prompts.PAPER9,
     "paper9": prompts.PAPER9,
+    "proxies": prompts.PAPER9,
     "dreambench30": tuple(prompts.SUBJECTS),
 }
 # The rule, one for all arms: of each arm the rate of RATES with the highest mean identity × context over the development subjects, in the table
@@ -38,6 +38,7 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 SUPERVISOR_RATE = 1e-3
 CHOSEN = dict(proxy=1e-3, diffusion_on_proxies=3e-4, direct_lora=3e-4, direct_full=1e-4, direct_augmented=1e-3, direct_two_stage=1e-4)
 BEST_DIRECT = "direct_augmented"
+FEWER = (300, 100, 30, 10)  # proxies, of the 1000
 # Of the arms proxy and BEST_DIRECT, each alone: fields of stage 3, and how its student draws
 VARIATIONS = {
     "prior_0": (dict(prior=dict(weight=0.0)), {}),
@@ -104,31 +105,27 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
         variations = tuple((f"{of}_{name}", variation(of, name)) for of in varied for name in VARIATIONS)
         config.experiment.update(arms=(*((name, arm(name, CHOSEN[name])) for name in varied), *variations), main_arm="")
         return config
-    without = dict(prior=dict(weight=0.0))
-    config.experiment.update(
-        arms=(
+    if protocol in ("paper9", "dreambench30"):
+        without = dict(prior=dict(weight=0.0))
+        config.experiment.arms = (
             *((name, arm(name, rate)) for name, rate in CHOSEN.items()),
             ("proxy_without_prior", student(CHOSEN["proxy"], source="proxies", **without)),
             ("direct_without_prior", student(CHOSEN["direct_lora"], **without)),
             ("oracle", arm("proxy", CHOSEN["proxy"])),
-            ("proxy_one_prompt", student(CHOSEN["proxy"], source="proxies", proxy_prompts=(prompts.PAPER_TEMPLATE,))),
-            *((f"proxy_{count}", student(CHOSEN["proxy"], source="proxies", num_proxies=count)) for count in (300, 100, 30, 10)),
-        ),
-        together=3,
-        tokens=RARE_WORDS[1:3],
-        primary=(("proxy", "supervisor"), ("proxy", BEST_DIRECT)),
-        contrasts=(
+        )
+        config.experiment.primary = (("proxy", "supervisor"), ("proxy", BEST_DIRECT))
+        config.experiment.contrasts = (
             *(("proxy", name) for name in CHOSEN if name.startswith("direct_") and name != BEST_DIRECT),
             ("proxy", "diffusion_on_proxies"),
             ("diffusion_on_proxies", "supervisor"),
             ("proxy_without_prior", "direct_without_prior"),
-            ("proxy", "proxy_one_prompt"),
-            ("proxy", "together"),
             ("oracle", "proxy"),
-        ),
-        account_arms=("proxy", "diffusion_on_proxies", "oracle"),
-    )
-    if protocol == "core":
-        claimed = tuple((name, changes) for name, changes in config.experiment.arms if name in ("proxy", "direct_lora", BEST_DIRECT))
-        config.experiment.update(arms=claimed, contrasts=(("proxy", "direct_lora"),), account_arms=(), together=0)
+        )
+        config.experiment.account_arms = ("proxy", "diffusion_on_proxies", "oracle")
+    if protocol in ("proxies", "dreambench30"):
+        one = student(CHOSEN["proxy"], source="proxies", proxy_prompts=(prompts.PAPER_TEMPLATE,))
+        fewer = tuple((f"proxy_{count}", student(CHOSEN["proxy"], source="proxies", num_proxies=count)) for count in FEWER)
+        own = config.experiment.arms or (("proxy", arm("proxy", CHOSEN["proxy"])),)
+        config.experiment.update(arms=(*own, ("proxy_one_prompt", one), *fewer), together=3, tokens=RARE_WORDS[1:3])
+        config.experiment.contrasts += (("proxy", "proxy_one_prompt"), ("proxy", "together"))
     return config
