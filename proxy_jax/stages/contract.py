@@ -34,6 +34,7 @@ WITHOUT_EFFECT = (
     *("subject_tuning.encode_batch_size", "proxy_tuning.encode_batch_size", "proxy_generation.batch_size", "evaluation.batch_size"),
     *("compute.remat", "compute.unroll", "pretraining.pictures_cache"),
 )
+MOST_CHANGES = 20  # of a stage's inputs that are listed, when it runs anew
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 
@@ -174,7 +175,9 @@ def _begin(name: str, folder: Path, inputs: dict[str, Any], config: ConfigDict) 
     elif resumed:
         logging.info("%s: resumed where it was interrupted", name)
     elif previous is not None:
-        logging.info("%s: run anew, because its inputs changed:\n  %s", name, "\n  ".join(changes(previous["inputs"], inputs)))
+        lines = changes(previous["inputs"], inputs)
+        more = [f"and {len(lines) - MOST_CHANGES} more"] if len(lines) > MOST_CHANGES else []
+        logging.info("%s: run anew, because its inputs changed:\n  %s", name, "\n  ".join(lines[:MOST_CHANGES] + more))
     else:
         logging.info("%s: starting", name)
     if not resumed:

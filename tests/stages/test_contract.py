@@ -92,6 +92,14 @@ def test_a_changed_input_runs_the_stage_and_those_after_it_anew(pipeline, caplog
     assert (pipeline.workdir / "second" / "copy.txt").read_text() == "size 2"
 
 
+def test_of_many_changed_inputs_some_are_listed_and_the_others_counted(pipeline, caplog):
+    for number in range(2):
+        pipeline.config.first = ConfigDict({f"size_{number}{i:02d}": i for i in range(15)} | dict(size=1))
+        pipeline("first")
+    (listed,) = [record.message.splitlines()[1:] for record in caplog.records if "inputs changed" in record.message]
+    assert len(listed) == contract.MOST_CHANGES + 1 and listed[-1] == "  and 10 more" and listed[0] == "  first.size_000: 0 -> null"
+
+
 def test_a_change_downstream_leaves_upstream_alone(pipeline):
     pipeline()
     pipeline.config.second.size = 5
