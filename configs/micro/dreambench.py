@@ -43,6 +43,7 @@ FEWER = (300, 100, 30, 10)  # proxies, of the 1000
 VARIATIONS = {
     "prior_0": (dict(prior=dict(weight=0.0)), {}),
     "prior_1": (dict(prior=dict(weight=1.0)), {}),
+    "full": (dict(mode="full", training=dict(learning_rate=CHOSEN["direct_full"])), {}),
     "rank_64": (dict(lora=dict(rank=64, alpha=64.0)), {}),
     "steps_400": (dict(training=dict(steps=400)), {}),
     "guidance_1": ({}, dict(guidance_scale=1.0)),
