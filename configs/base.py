@@ -164,6 +164,7 @@ def experiment() -> ConfigDict:
             main_score="identity_context",  # the one that is tested
             primary=(),  # (arm, the arm it is held against) each: what is claimed, of which each must hold
             contrasts=(),  # further pairs, corrected for their number
+            further_tests=0,  # and for so many that another experiment makes on the same subjects
             # The account of weak-to-strong, of the micro-world only: arms tuned on proxies whose errors are held against those of the proxies
             account_arms=(),
             account_pictures=200,  # of each: the first so many proxies

@@ -46,6 +46,7 @@ def compare(
     main_score: str = "",
     primary: Sequence[Pair] = (),
     contrasts: Sequence[Pair] = (),
+    further_tests: int = 0,
 ) -> dict[str, Any]:
     """A JSON-able table of rows {"subject", "arm", <score>: number or None}: for each arm (in order of appearance) and score the mean,
     the half width of its interval, and its gain on the arm `reference`.
@@ -53,7 +54,7 @@ def compare(
     A gain is over the subjects that both have: the mean difference, its interval and the number of subjects on which the arm is higher.
     A score that a subject's row lacks (None) is left out of that arm's figures. "contrasts" has the pairs (arm, the arm it is held against),
     those of `primary` first, with the arm's gains and, on `main_score`, "p_value" of the paired t-test, two-sided; of the others by Holm's
-    method. Raises ValueError if an arm has a subject twice.
+    method, as if there were `further_tests` more. Raises ValueError if an arm has a subject twice.
     """
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
@@ -63,10 +64,11 @@ def compare(
         own[row["subject"]] = row
     others = [pair for pair in contrasts if pair not in primary]
     tested = {pair: p_value(_gains(found, *pair, main_score)) for pair in (*primary, *others)}
-    tested |= holm({pair: tested[pair] for pair in others})
+    tested |= holm({pair: tested[pair] for pair in others}, further_tests)
     return {
         "reference": reference,
         "main_score": main_score,
+        "further_tests": further_tests,
         "subjects": list(dict.fromkeys(row["subject"] for row in rows)),
         "arms": [
             {"arm": name, "subjects": len(own), "scores": {score: _figures(found, name, reference, score) for score in scores}}
@@ -87,12 +89,15 @@ def p_value(gains: Sequence[float]) -> float | None:
     return float(2 * stdtr(len(gains) - 1, -abs(np.mean(gains)) / (deviation / np.sqrt(len(gains)))))
 
 
-def holm(p_values: Mapping[Pair, float | None]) -> dict[Pair, float | None]:
-    """The p-values of several tests adjusted for their number (Holm 1979): below a level, together they err at that level at most."""
+def holm(p_values: Mapping[Pair, float | None], further: int = 0) -> dict[Pair, float | None]:
+    """The p-values of several tests adjusted for their number (Holm 1979): below a level, together they err at that level at most.
+
+    further: tests that belong to them and whose p-values are not known here, taken as greater, which makes none of these smaller.
+    """
     known = sorted((p, name) for name, p in p_values.items() if p is not None)
     adjusted, least = dict(p_values), 0.0
     for place, (p, name) in enumerate(known):
-        least = max(least, min(1.0, (len(known) - place) * p))
+        least = max(least, min(1.0, (len(known) + further - place) * p))
         adjusted[name] = least
     return adjusted
 
@@ -207,7 +212,9 @@ def _contrasts(content: Mapping[str, Any], scores: Sequence[str]) -> list[str]:
         p = NONE if row["p_value"] is None else f"{row['p_value']:.2g}"
         rows.append([row["arm"], row["against"], "primary" if row["primary"] else "Holm", p, *cells.values()])
     text = f"Gain of one arm on another, subject by subject (subjects won). p: of {main}, without a correction for the primary contrasts, of which"
-    lines = ["", f"{text} each must hold (bold: its interval leaves out 0), by Holm's method for the others."]
+    further = content.get("further_tests", 0)
+    counted = f", as if there were {further} more: those of another experiment on the same subjects" if further else ""
+    lines = ["", f"{text} each must hold (bold: its interval leaves out 0), by Holm's method for the others{counted}."]
     return [*lines, *_table(["arm", "against", "tested as", "p", *scores], rows)]
 
 

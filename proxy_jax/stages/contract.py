@@ -3,6 +3,7 @@
 A stage module has `inputs(config, workdir)`, all that decides its outputs as JSON; `run(config, workdir)`, which writes into
 workdir/<stage>/ and can be called again after an interruption; and `OUTPUTS`, the files and folders there that it is for. STARTED.json
 holds the inputs while a stage runs, DONE.json the inputs and digests of the outputs. Stages know each other only through these files.
+One whose work several runs can share has `assist(config, workdir)` too, which leaves workdir/<stage>/ alone.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from ml_collections import ConfigDict
 
 from proxy_jax import processes, storage
 from proxy_jax.data import cache
-from proxy_jax.stages.files import read_json, write_json
+from proxy_jax.stages.files import claimed, read_json, write_json
 from proxy_jax.storage import DONE, STARTED
 
 TRAININGS = ("pretraining.unquantised", "pretraining.training", "subject_tuning.training", "proxy_tuning.embedding", "proxy_tuning.training")
@@ -120,8 +121,19 @@ def complete(name: str, stage: ModuleType, config: ConfigDict, workdir: Path, le
     A finished stage whose outputs are missing or changed is resumed too: it makes them again from what else it left.
     Of several processes the first looks and tells the others, and all wait for each other before and after the stage's own work.
     lenders: other workdirs, from which one that is not begun is copied if it is done there for the same inputs (of one process, in folders).
+    A stage with `assist`, which another run of the workdir is at, is helped with in the place of all this.
     Raises StageError if its folder holds files that no stage wrote.
     """
+    if not hasattr(stage, "assist"):
+        return _complete(name, stage, config, workdir, lenders)
+    with claimed([workdir / name]) as alone:
+        if alone:
+            return _complete(name, stage, config, workdir, lenders)
+        logging.info("%s: another run is at it in %s; this one helps", name, workdir)
+        stage.assist(config, workdir)
+
+
+def _complete(name: str, stage: ModuleType, config: ConfigDict, workdir: Path, lenders: Sequence[Path]) -> None:
     folder = workdir / name
     inputs = json.loads(json.dumps(stage.inputs(config, workdir)))
     _borrow(folder, inputs, lenders)

@@ -8,6 +8,8 @@ file, RESULTS/<subject>/<arm>.json, which names what it was made from: a run tha
 experiment goes on over many sessions and machines as long as that folder is kept. proxies.json there names the proxies themselves, which
 another machine may draw a little otherwise: what was made from others is then made anew. The account of weak-to-strong (weak_to_strong.py)
 is one more such file, account.json.
+
+Several runs of one workdir share the work, a subject at a time each. The first keeps the stage's record; the others assist it.
 """
 
 import copy
@@ -20,7 +22,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from proxy_jax import processes, sharding
+from proxy_jax import sharding
 from proxy_jax.data import cache, prompts, proxy_set
 from proxy_jax.metrics import comparison, figures
 from proxy_jax.stages import (
@@ -109,43 +111,76 @@ def check(config: ConfigDict, workdir: Path) -> None:
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Makes every result of every subject that is not there yet, and after each subject the tables and figures of those that are done.
 
-    Several runs of one workdir share the work: each takes the first result that no other is at.
+    Raises StageError if another run, of another config or workdir, writes these results too.
     """
-    plan, told = Plan(config, workdir), {}
-    if any(name in (ACCOUNT, ORACLE) for name, _ in plan.missing()):
-        weak_to_strong.renderer()  # if it is lacking, say so before hours of tuning
+    _make_all(config, workdir, [workdir / NAME, *_document(config, workdir)])
+    return {}
+
+
+def assist(config: ConfigDict, workdir: Path) -> None:
+    """The same beside another run of the experiment, or of another one in its workdir; the tables come into the document alone."""
+    _make_all(config, workdir, _document(config, workdir))
+
+
+def _document(config: ConfigDict, workdir: Path) -> list[Path]:
+    return [learners.path(config.experiment.document, workdir)] if config.experiment.document else []
+
+
+def _make_all(config: ConfigDict, workdir: Path, written: Sequence[Path]) -> None:
+    """written: the folders of the tables and figures."""
+    plan, told, made, waits = Plan(config, workdir), {}, set(), False
     while True:
-        missing = processes.agreed(plan.missing())
-        if processes.is_first():
-            told = tell(plan, told)
+        results = plan.results()
+        missing = [(name, subject) for subject, own in results.items() for name, found in own.items() if found is None]
+        if not told and any(name in (ACCOUNT, ORACLE) for name, _ in missing):
+            weak_to_strong.renderer()  # if it is lacking, say so before hours of tuning
+        done = {subject: list(own.values()) for subject, own in results.items() if None not in own.values()}
+        if done != told:
+            _tell(done, told, plan, written)
+        told = done
         if not missing:
-            return {}
-        if not any(plan.make(name, subject) for name, subject in missing):
+            return
+        if again := made.intersection(missing):
+            names = ", ".join(sorted(f"{subject}/{name}" for name, subject in again))
+            raise contract.StageError(f"{names} in {plan.fields.results}: another run, of another config or workdir, writes them too; wait for it")
+        own = next((item for item in missing if plan.make(*item)), None)
+        if own is not None:
+            made.add(own)
+        elif not waits:
+            logging.info("waiting: other runs are at all that is left, of %s", ", ".join(dict.fromkeys(subject for _, subject in missing)))
+        waits = own is None
+        if waits:
             time.sleep(PATIENCE_S)
 
 
-def tell(plan: "Plan", told: Mapping[str, Sequence[Result]]) -> dict[str, list[Result]]:
-    """Writes the tables and figures of the subjects that are done, unless they are those of `told`; returns them: subject -> its results."""
-    fields, done = plan.fields, plan.done()
-    for subject in (subject for subject in done if done[subject] != told.get(subject)):
-        rows = [row for found in done[subject] for row in found.get("rows", ()) if row[fields.main_score] is not None]
-        shown = ", ".join(f"{row['arm']} {row[fields.main_score]:.3f}" for row in sorted(rows, key=lambda row: -row[fields.main_score]))
-        seconds = sum(found["seconds"] for found in done[subject])
-        logging.info("%s (%d of %d), made in %.0f s: %s", subject, list(done).index(subject) + 1, len(fields.subjects), seconds, shown)
-    if done and done != told:
-        results = [found for subject in done for found in done[subject]]
+def _tell(done: Mapping[str, Sequence[Result]], told: Mapping[str, Sequence[Result]], plan: "Plan", written: Sequence[Path]) -> None:
+    """Writes the tables and figures of the subjects that are done, with their results, and a line of each that was not `told`."""
+    fields = plan.config.experiment
+    for number, subject in enumerate(done):
+        if done[subject] != told.get(subject):
+            rows = [row for found in done[subject] for row in found.get("rows", ()) if row[fields.main_score] is not None]
+            shown = ", ".join(f"{row['arm']} {row[fields.main_score]:.3f}" for row in sorted(rows, key=lambda row: -row[fields.main_score]))
+            seconds = sum(found["seconds"] for found in done[subject])
+            logging.info("%s (%d of %d), made in %.0f s: %s", subject, number + 1, len(fields.subjects), seconds, shown)
+    results = [found for own in done.values() for found in own]
+    if results:
         rows = [row | {"subject": found["subject"]} for found in results for row in found.get("rows", ())]
         content = tables(rows, results, plan.config, plan.workdir) | {"unfinished": [name for name in fields.subjects if name not in done]}
-        for folder in (plan.workdir / NAME, *([learners.path(fields.document, plan.workdir)] if fields.document else [])):
+        for folder in written:
             write(content, folder)
-    return done
 
 
 def tables(rows: Sequence[Mapping[str, Any]], results: Sequence[Result], config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """All that the tables and figures say, of one row an arm and subject, and the results that these come from."""
     fields = config.experiment
     content = comparison.compare(
-        rows, SCORES, reference=fields.reference, main_score=fields.main_score, primary=fields.primary, contrasts=fields.contrasts
+        rows,
+        SCORES,
+        reference=fields.reference,
+        main_score=fields.main_score,
+        primary=fields.primary,
+        contrasts=fields.contrasts,
+        further_tests=fields.further_tests,
     )
     content["main_arm"] = fields.main_arm
     content["curve"] = [{"arm": name, "proxies": count} for name, count in proxy_counts(config).items()]
@@ -341,46 +376,34 @@ class Plan:
             return None
         return found if found["proxy_sets"] == {other: self.recorded(other) for other in self.sources(name, subject)} else None
 
-    def missing(self) -> list[tuple[str, str]]:
-        """(name, subject) of each result that is to be made."""
-        return [(name, subject) for subject, own in self.keys.items() for name in own if self.kept(name, subject) is None]
+    def results(self) -> dict[str, dict[str, Result | None]]:
+        """Subject -> name -> the result that is kept; None if it is to be made."""
+        return {subject: {name: self.kept(name, subject) for name in own} for subject, own in self.keys.items()}
 
-    def done(self) -> dict[str, list[Result]]:
-        """Subject -> its results, of the subjects that have all."""
-        found = {subject: [self.kept(name, subject) for name in own] for subject, own in self.keys.items()}
-        return {subject: results for subject, results in found.items() if None not in results}
+    def share(self, subject: str) -> str:
+        """A subject's tuned supervisor and its proxies, and the record of these; returns their digest.
 
-    def share(self, subject: str) -> None:
-        """A subject's tuned supervisor and its proxies, and the record of these."""
+        Recorded proxies may not be in this workdir. Those that come out otherwise than recorded are recorded, and what was made from the old
+        ones is missing.
+        """
         self.complete_stages(SHARED, subject, (subject_tuning.NAME, proxy_generation.NAME))
         digest, before = training_set.digest(proxy_set.read(dataset(subject, self.workdir))), self.recorded(subject)
         if before not in (None, digest):
             logging.warning("%s: its proxies came out otherwise than those that results were made from; these results are made anew", subject)
         if before != digest:
             files.write_json(self.path(PROXIES, subject), {"key": self.proxies_keys[subject], "digest": digest, "made_with": made_with()})
+        return digest
 
     def make(self, name: str, subject: str) -> bool:
-        """Makes a result of a subject, and before it the proxies that it needs; False if another run is at it or at these.
-
-        Recorded proxies may not be in this workdir. Those that come out otherwise than recorded are recorded, and what was made from the old
-        ones is missing.
-        """
+        """Makes a result, and before it the proxies that it needs, unless it is there; False if another run is at a subject of either."""
         begin, sources = time.time(), self.sources(name, subject)
-        for other in sources:
-            with files.claimed([folder(other, SHARED, self.workdir)]) as ours:
-                if not ours:
-                    return False
-                self.share(other)
-        own = [name, *(self.fields.account_arms if name == ACCOUNT else ())]
-        with files.claimed([folder(subject, run, self.workdir) for run in own]) as ours:
-            if not ours:
-                return False
-            if processes.agreed(self.kept(name, subject) is None):  # else another run has made it since it was missing
+        with files.claimed([self.workdir / "runs" / own for own in dict.fromkeys((subject, *sources))]) as ours:
+            if ours and self.kept(name, subject) is None:
                 content = {"key": self.keys[subject][name], "subject": subject, "run": name, "made_with": made_with()}
-                content |= {"proxy_sets": {other: self.recorded(other) for other in sources}}
+                content |= {"proxy_sets": {other: self.share(other) for other in sources}}
                 content |= self._account(subject) if name == ACCOUNT else {"rows": self._rows(name, subject)}
                 files.write_json(self.path(name, subject), content | {"seconds": round(time.time() - begin, 1)})
-            return True
+        return ours
 
     def _rows(self, name: str, subject: str) -> list[dict[str, Any]]:
         """The rows of the table that a run makes."""

@@ -3,7 +3,7 @@
 import contextlib
 import fcntl
 import json
-import os
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     if not processes.is_first():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.rename(path)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # several runs may write one file
+    try:
+        partial.write_bytes(content)
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -49,21 +52,21 @@ def load_picture(path: Path) -> np.ndarray:
 
 @contextlib.contextmanager
 def claimed(folders: Sequence[Path]) -> Iterator[bool]:
-    """Whether these folders are this run's for the block: False, and none is, if another run has claimed one of them.
+    """Whether these folders (without repeats) are this run's for the block: False, and none is, if another run has claimed one of them.
 
-    A claim ends with its process, however that ends. On a network's folder it holds between machines if that passes flock on. Of several
-    processes of one run the first claims for all.
+    A claim ends with its process, however that ends. Its lock lies beside the folder, which need not exist. Between machines it holds where
+    their common file system passes flock on.
     """
     with contextlib.ExitStack() as stack:
-        ours = processes.agreed(processes.is_first() and all(_lock(folder, stack) for folder in folders))
+        ours = all(_lock(folder.with_name(f".{folder.name}.lock"), stack) for folder in folders)
         if not ours:
             stack.close()
         yield ours
 
 
-def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = stack.enter_context((folder / ".lock").open("a"))
+def _lock(path: Path, stack: contextlib.ExitStack) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = stack.enter_context(path.open("a"))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

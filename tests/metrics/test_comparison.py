@@ -106,6 +106,15 @@ def test_holm():
     assert comparison.holm({("a", "b"): 0.7, ("c", "d"): 0.8}) == {("a", "b"): 1.0, ("c", "d"): 1.0}
 
 
+def test_holm_among_tests_that_are_not_known_is_never_more_lenient():
+    known, unknown = {("a", "b"): 0.004, ("c", "d"): 0.03}, ("e", "f")
+    found = comparison.holm(known, 1)
+    assert list(found.values()) == pytest.approx([3 * 0.004, 2 * 0.03])
+    for p in (0.001, 0.0039, 0.004, 0.01, 0.0299, 0.2):
+        whole = comparison.holm(known | {unknown: p})
+        assert all(found[pair] >= whole[pair] for pair in known)
+
+
 def test_nothing_is_tested_on_one_subject_or_without_any_difference():
     assert comparison.p_value([0.3]) is None and comparison.p_value([]) is None and comparison.p_value([0.25, 0.25]) is None
     assert comparison.p_value([0.1, -0.1]) == pytest.approx(1.0)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from proxy_jax import main
-from proxy_jax.stages import contract
+from proxy_jax.stages import contract, files
 
 CONFIG = ConfigDict(dict(seed=0, first=dict(size=1, log_every=10), second=dict(size=1)))
 
@@ -98,6 +98,15 @@ def test_of_many_changed_inputs_some_are_listed_and_the_others_counted(pipeline,
         pipeline("first")
     (listed,) = [record.message.splitlines()[1:] for record in caplog.records if "inputs changed" in record.message]
     assert len(listed) == contract.MOST_CHANGES + 1 and listed[-1] == "  and 10 more" and listed[0] == "  first.size_000: 0 -> null"
+
+
+def test_a_stage_that_several_runs_can_share_is_assisted_where_another_is_at_it(pipeline, caplog):
+    helped = []
+    pipeline.stages["first"].assist = lambda config, workdir: helped.append(sorted(path.name for path in workdir.iterdir()))
+    with files.claimed([pipeline.workdir / "first"]):
+        assert pipeline("first") == [] and helped == [[".first.lock"]]
+    assert "first: another run is at it" in caplog.text
+    assert pipeline("first") == ["first"] and len(helped) == 1
 
 
 def test_a_change_downstream_leaves_upstream_alone(pipeline):
