@@ -207,7 +207,7 @@ def proxy_counts(config: ConfigDict) -> dict[str, int]:
     """The arms that differ from experiment.main_arm in the number of proxies alone, itself included -> that number."""
     if not config.experiment.main_arm:
         return {}
-    found = {name: changed(config, changes) for name, changes in config.experiment.arms}
+    found = {name: changed(config, changes) for name, changes in config.experiment.arms if name != ORACLE}
     numbers = {name: own.proxy_tuning.num_proxies or own.proxy_generation.num_images for name, own in found.items()}
     for own in found.values():
         own.proxy_tuning.num_proxies = 0

@@ -483,6 +483,7 @@ def test_the_curve_is_of_arms_that_differ_in_their_number_of_proxies_alone(check
     )
     assert experiment.proxy_counts(config(checkpoints, ARMS | more)) == {"proxy": 16, "few": 3}
     assert experiment.proxy_counts(config(checkpoints, main_arm="")) == {}
+    assert experiment.proxy_counts(config(checkpoints, ARMS | {"oracle": ARMS["proxy"]})) == {"proxy": 16}, "which learns from no proxies"
 
 
 @pytest.mark.parametrize("protocol", dreambench.PROTOCOLS)
