@@ -45,7 +45,7 @@ VARIATIONS = {
     "prior_1": (dict(prior=dict(weight=1.0)), {}),
     "full": (dict(mode="full", training=dict(learning_rate=CHOSEN["direct_full"])), {}),
     "rank_64": (dict(lora=dict(rank=64, alpha=64.0)), {}),
-    "steps_400": (dict(training=dict(steps=400)), {}),
+    "steps_800": (dict(training=dict(steps=800)), {}),
     "guidance_1": ({}, dict(guidance_scale=1.0)),
     "guidance_3": ({}, dict(guidance_scale=3.0)),
     "temperature_1": ({}, dict(temperature=1.0)),

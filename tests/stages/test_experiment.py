@@ -501,7 +501,7 @@ def test_the_arms_of_micro_dreambench_differ_and_have_one_budget(protocol, tmp_p
         assert all(training.preview_every == 0 for stage in (own.subject_tuning, own.proxy_tuning) for training in tuning.trainings(stage).values())
     rows = experiment.budgets(run, tmp_path)
     seen = {stage: {row["run"]: row["steps"] * row["batch_size"] for row in rows if row["training"] == stage} for stage in experiment.ROLE}
-    together, others = {"together"} & set(configs), {"together", "proxy_steps_400", f"{dreambench.BEST_DIRECT}_steps_400"}
+    together, others = {"together"} & set(configs), {"together", "proxy_steps_800", f"{dreambench.BEST_DIRECT}_steps_800"}
     without_control = protocol in ("proxies", "variations")
     assert len(set(seen["subject_tuning"].values())) == 1 and (len(seen["subject_tuning"]) > 1 or without_control), "supervisor and control"
     assert len({count for name, count in seen["proxy_tuning"].items() if name not in others}) == 1
