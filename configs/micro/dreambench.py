@@ -37,7 +37,7 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 SUPERVISOR_RATE = 1e-3
 CHOSEN = dict(proxy=1e-3, diffusion_on_proxies=3e-4, direct_lora=3e-4, direct_full=1e-4, direct_augmented=1e-3, direct_two_stage=1e-4)
 BEST_DIRECT = "direct_augmented"
-FEWER = (100, 10)  # proxies, of the 1000
+FEWER = (300, 100, 30, 10)  # proxies, of the 1000
 # Of the arms proxy and BEST_DIRECT, each alone: fields of stage 3, and how its student draws. Rates stay as chosen, but for `full`, where
 # it is the one chosen for all weights on photos.
 VARIATIONS = {
