@@ -6,6 +6,7 @@ tests/stages/test_weak_to_strong.py.)
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -539,6 +540,14 @@ def test_settings_are_what_the_rule_chooses_from_the_committed_results():
     assert {name: max(own, key=own.get) for name, own in means.items()} == dreambench.CHOSEN
     best = {name: max(own.values()) for name, own in means.items() if name.startswith("direct_")}
     assert max(best, key=best.get) == dreambench.BEST_DIRECT
+
+
+def test_every_figure_of_the_document_stands_in_the_tables_that_commands_write():
+    tables = "\n".join(path.read_text() for path in dreambench.DOCUMENT.glob("*/comparison.md"))
+    own = dreambench.DOCUMENT.with_suffix(".md").read_text()
+    figures = re.findall(r"[+-]?\d+\.\d+ ± \d+\.\d+(?: \(\d+/\d+|)|\d+\.\d+ \[-?\d+\.\d+, -?\d+\.\d+\]", own)
+    assert len(figures) > 40
+    assert [figure for figure in figures if figure not in tables] == []
 
 
 def test_what_a_student_draws_with_is_no_input_of_its_tuning(checkpoints, tmp_path):
