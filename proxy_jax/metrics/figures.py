@@ -15,7 +15,7 @@ LIGHT = dict(card="#ffffff", ink="#1d1f23", soft="#626975", line="#e6e3dd", firs
 DARK = dict(card="#1b1e23", ink="#e9eaec", soft="#a0a7b4", line="#2c3037", first="#7aa7ff", second="#e08a76", third="#63c3a0", other="#858c99")
 WIDTH, TOP = 720, 46  # of a figure; where what it shows begins, below its title
 LETTER = 6.6  # the width of a letter, about
-RATES_TITLE = "How often an attribute is wrong (dotted: as often as in the proxies, dashed: a majority filter)"
+RATES_TITLE = "Wrong attributes (dotted: as often as in the proxies, dashed: a majority filter)"
 NAMES = {
     "dino": "DINO",
     "clip_i": "CLIP-I",

@@ -83,6 +83,10 @@ def test_names_in_the_scatter_do_not_cover_each_other():
             assert abs(y - other_y) >= 13 or right < other_left or left > other_right
 
 
+def test_the_longest_title_fits_its_figure():
+    assert 20 + len(figures.RATES_TITLE) * figures.LETTER * 14 / 12 < figures.WIDTH  # letters of the axes have 12, of titles 14 points
+
+
 def test_the_curve_is_logarithmic_with_its_band_and_level():
     points = [(10, Mean(0.4, 0.1)), (100, Mean(0.5, 0.1)), (1000, Mean(0.6, 0.0))]
     svg = figures.curve(points, [("supervisor", "second", 0.5)], title="t", x_label="proxies", y_label="y")
