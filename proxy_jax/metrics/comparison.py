@@ -212,7 +212,7 @@ def _contrasts(content: Mapping[str, Any], scores: Sequence[str]) -> list[str]:
         p = NONE if row["p_value"] is None else f"{row['p_value']:.2g}"
         rows.append([row["arm"], row["against"], "primary" if row["primary"] else "Holm", p, *cells.values()])
     text = f"Gain of one arm on another, subject by subject (subjects won). p: of {main}, without a correction for the primary contrasts, of which"
-    further = content.get("further_tests", 0)
+    further = content["further_tests"]
     counted = f", as if there were {further} more: those of another experiment on the same subjects" if further else ""
     lines = ["", f"{text} each must hold (bold: its interval leaves out 0), by Holm's method for the others{counted}."]
     return [*lines, *_table(["arm", "against", "tested as", "p", *scores], rows)]

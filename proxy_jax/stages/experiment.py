@@ -143,19 +143,19 @@ def _make_all(config: ConfigDict, workdir: Path, written: Sequence[Path]) -> Non
         if again := made.intersection(missing):
             names = ", ".join(sorted(f"{subject}/{name}" for name, subject in again))
             raise contract.StageError(f"{names} in {plan.fields.results}: another run, of another config or workdir, writes them too; wait for it")
-        own = next((item for item in missing if plan.make(*item)), None)
-        if own is not None:
+        if own := next((item for item in missing if plan.make(*item)), None):
             made.add(own)
-        elif not waits:
+            waits = False
+            continue
+        if not waits:
             logging.info("waiting: other runs are at all that is left, of %s", ", ".join(dict.fromkeys(subject for _, subject in missing)))
-        waits = own is None
-        if waits:
-            time.sleep(PATIENCE_S)
+            waits = True
+        time.sleep(PATIENCE_S)
 
 
 def _tell(done: Mapping[str, Sequence[Result]], told: Mapping[str, Sequence[Result]], plan: "Plan", written: Sequence[Path]) -> None:
     """Writes the tables and figures of the subjects that are done, with their results, and a line of each that was not `told`."""
-    fields = plan.config.experiment
+    fields = plan.fields
     for number, subject in enumerate(done):
         if done[subject] != told.get(subject):
             rows = [row for found in done[subject] for row in found.get("rows", ()) if row[fields.main_score] is not None]
