@@ -11,6 +11,7 @@ import importlib.util
 import os
 import re
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,21 @@ def opened(workdir: str) -> Iterator[Path]:
         finally:
             push()
             _copy = None
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path beside `path` for the block to write: moved there at its end, so that a reader sees the old file or the whole new one.
+
+    Its folder is made. Of a block that fails nothing is left. Several runs may write one file at once.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def pull() -> None:

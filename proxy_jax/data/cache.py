@@ -1,10 +1,7 @@
 """Results of frozen encoders on disk: computed once for a key, read afterwards. And fingerprints of files to make keys of."""
 
-import contextlib
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,14 +69,8 @@ def _read(path: Path, key: str) -> dict[str, np.ndarray]:
 
 
 def _write(path: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
+    with storage.whole(path) as partial:
         save_file(arrays, partial, metadata=_stamp(key, arrays))
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
 
 
 def cached(folder: Path, key: Any, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -3,14 +3,13 @@
 import contextlib
 import fcntl
 import json
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from proxy_jax import processes
+from proxy_jax import processes, storage
 from proxy_jax.data import images
 
 
@@ -21,13 +20,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     if not processes.is_first():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # several runs may write one file
-    try:
+    with storage.whole(path) as partial:
         partial.write_bytes(content)
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
