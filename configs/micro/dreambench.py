@@ -5,9 +5,12 @@
     python -m proxy_jax.main --config configs/micro/dreambench.py --workdir runs/micro/paper9                nine subjects
     python -m proxy_jax.main --config configs/micro/dreambench.py:proxies --workdir runs/micro/paper9        how many proxies, and which
     python -m proxy_jax.main --config configs/micro/dreambench.py:dreambench30 --workdir runs/micro/dreambench30
+    python -m proxy_jax.main --config configs/micro/dreambench.py:development_sdxl --workdir runs/micro/development_sdxl
+    python -m proxy_jax.main --config configs/micro/dreambench.py:paper9_sdxl --workdir runs/micro/paper9_sdxl    another supervisor
 
 The first two are on two subjects that paper9 lacks. development chooses what the others use: it has each arm at each of RATES. variations has the
-arms proxy and BEST_DIRECT, as chosen, with each of VARIATIONS. dreambench30 has the arms of paper9 and of proxies. Hardware: a CPU; one such
+arms proxy and BEST_DIRECT, as chosen, with each of VARIATIONS. dreambench30 has the arms of paper9 and of proxies. The last two have SDXL as the
+supervisor and those arms of which another supervisor makes something else, beside the direct ones of paper9. Hardware: a CPU; one such
 command on each of its cores, all of one workdir, share the work. Results are kept as small files in docs/weak_to_strong/results; tables and
 figures are written into docs/weak_to_strong/PROTOCOL too, and docs/weak_to_strong.md tells what came out.
 """
@@ -29,6 +32,8 @@ PROTOCOLS = {
     "paper9": prompts.PAPER9,
     "proxies": prompts.PAPER9,
     "dreambench30": tuple(prompts.SUBJECTS),
+    "development_sdxl": DEVELOPMENT,
+    "paper9_sdxl": prompts.PAPER9,
 }
 # The rule, one for all arms: of each arm the rate of RATES with the highest mean identity × context over the development subjects, in the table
 # that the protocol development writes. Steps × batch are given, the same for all students. BEST_DIRECT: the direct arm that is then highest.
@@ -37,6 +42,14 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 SUPERVISOR_RATE = 1e-3
 CHOSEN = dict(proxy=1e-3, diffusion_on_proxies=3e-4, direct_lora=3e-4, direct_full=1e-4, direct_augmented=1e-3, direct_two_stage=1e-4)
 BEST_DIRECT = "direct_augmented"
+PRIMARY = (("proxy", "supervisor"), ("proxy", BEST_DIRECT))
+CONTRASTS = (
+    *(("proxy", name) for name in CHOSEN if name.startswith("direct_") and name != BEST_DIRECT),
+    ("proxy", "diffusion_on_proxies"),
+    ("diffusion_on_proxies", "supervisor"),
+)
+# The same rule for the second supervisor, its own rate included. The student's on its proxies is that of CHOSEN.
+CHOSEN_SDXL = dict(supervisor=1e-3, diffusion_on_proxies=3e-4)
 FEWER = (300, 100, 30, 10)  # proxies, of the 1000
 # Of the arms proxy and BEST_DIRECT, each alone: fields of stage 3, and how its student draws. Rates stay as chosen, but for `full`, where
 # it is the one chosen for all weights on photos.
@@ -60,8 +73,8 @@ def student(rate: float, *, source: str = "photos", **changes) -> dict:
 
 def arm(name: str, rate: float) -> dict:
     """The changes of one of the arms that have a rate of their own, at that rate."""
-    if name == "diffusion_on_proxies":
-        tuning = dict(source="proxies", training=dict(learning_rate=rate))
+    if name in CHOSEN_SDXL:
+        tuning = dict(source="photos" if name == "supervisor" else "proxies", training=dict(learning_rate=rate))
         return dict(subject_tuning=tuning, evaluation=dict(arms=("supervisor",)))
     changes = dict(
         proxy=dict(source="proxies"),
@@ -82,6 +95,15 @@ def variation(of: str, name: str) -> dict:
     return found.to_dict()
 
 
+def second_supervisor(config: ConfigDict) -> None:
+    """Makes SDXL the supervisor, LoRA on its attention and MLPs, tuned and drawn from as SD3 is."""
+    config.supervisor.update(family="sdxl", checkpoint=str(DOCUMENT / "supervisor_sdxl"))
+    config.subject_tuning.lora.pattern = r".*\.((self|cross)_attention\.(q|k|v|o)|value|gate|out)"
+    config.subject_tuning.training.learning_rate = CHOSEN_SDXL["supervisor"]
+    config.subject_tuning.prior.guidance_scale = 3.0  # as its card says
+    config.experiment.supervisor = "sdxl"
+
+
 def get_config(protocol: str = "paper9") -> ConfigDict:
     subjects = base.choose(PROTOCOLS, protocol, "the protocol")
     config = common.main_job(subjects[0])
@@ -98,6 +120,17 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
         config.experiment.shared = dict(evaluation=dict(arms=("supervisor", "untuned_supervisor", "untuned_student")))
     config.experiment.update(subjects=subjects, photos=f"{common.CHECKPOINTS}/dreambench")
     config.experiment.update(results=str(DOCUMENT / "results"), document=str(DOCUMENT / protocol))
+    if protocol.endswith("_sdxl"):
+        second_supervisor(config)
+    if protocol == "development_sdxl":
+        config.experiment.update(arms=tuple((f"{name}_{rate:g}", arm(name, rate)) for name in CHOSEN_SDXL for rate in RATES), main_arm="")
+        return config
+    if protocol == "paper9_sdxl":
+        rates = CHOSEN | {"diffusion_on_proxies": CHOSEN_SDXL["diffusion_on_proxies"]}
+        config.experiment.arms = tuple((name, arm(name, rate)) for name, rate in rates.items())
+        config.experiment.primary = PRIMARY
+        config.experiment.contrasts = CONTRASTS
+        return config
     if protocol == "development":
         config.experiment.update(arms=tuple((f"{name}_{rate:g}", arm(name, rate)) for name in CHOSEN for rate in RATES), main_arm="")
         return config
@@ -115,14 +148,8 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
             ("direct_without_prior", student(CHOSEN["direct_lora"], **without)),
             ("oracle", arm("proxy", CHOSEN["proxy"])),
         )
-        config.experiment.primary = (("proxy", "supervisor"), ("proxy", BEST_DIRECT))
-        config.experiment.contrasts = (
-            *(("proxy", name) for name in CHOSEN if name.startswith("direct_") and name != BEST_DIRECT),
-            ("proxy", "diffusion_on_proxies"),
-            ("diffusion_on_proxies", "supervisor"),
-            ("proxy_without_prior", "direct_without_prior"),
-            ("oracle", "proxy"),
-        )
+        config.experiment.primary = PRIMARY
+        config.experiment.contrasts = (*CONTRASTS, ("proxy_without_prior", "direct_without_prior"), ("oracle", "proxy"))
         config.experiment.account_arms = ("proxy", "diffusion_on_proxies", "oracle")
     if protocol in ("proxies", "dreambench30"):
         one = student(CHOSEN["proxy"], source="proxies", proxy_prompts=(prompts.PAPER_TEMPLATE,))

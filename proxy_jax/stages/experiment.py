@@ -5,7 +5,8 @@
 Of each subject the supervisor is tuned and draws its proxies once (`shared`); each arm then tunes on those proxies, or on the photos, and
 is scored. The runs lie in WORKDIR/runs/<subject>/<arm>, each by the stage contract, and share WORKDIR/cache. What an arm found is a small
 file, RESULTS/<subject>/<arm>.json, which names what it was made from: a run that finds it there for the same inputs skips the arm, so the
-experiment goes on over many sessions and machines as long as that folder is kept. proxies.json there names the proxies themselves, which
+experiment goes on over many sessions and machines as long as that folder is kept. Of a supervisor with a name (experiment.supervisor) the file
+is RESULTS/<subject>/<supervisor>/<arm>.json, unless no supervisor has to do with it. proxies.json names the proxies themselves, which
 another machine may draw a little otherwise: what was made from others is then made anew. The account of weak-to-strong (weak_to_strong.py)
 is one more such file, account.json.
 
@@ -359,10 +360,22 @@ class Plan:
         tuned_on = [config[stage].source for stage in stages(name, config) if stage in validation.TUNINGS]
         return [subject] if "proxies" in tuned_on else []
 
+    def supervised(self, name: str, subject: str) -> bool:
+        """Whether another supervisor would be another result."""
+        if name in (PROXIES, ACCOUNT) or self.sources(name, subject):
+            return True
+        config = self.runs[subject][name]
+        return "supervisor" in roles(config, stages(name, config))
+
     def path(self, name: str, subject: str) -> Path:
-        """Where a result of a subject is kept. Whom it learns together with depends on the experiment's subjects: others lie beside it."""
+        """Where a result of a subject is kept.
+
+        Whom it learns together with depends on the experiment's subjects: others lie beside it. Those of a supervisor with a name of its own
+        (experiment.supervisor) have a folder; what has no supervisor is one result for all.
+        """
         file = "-".join((TOGETHER, *companions(self.config, subject))) if name == TOGETHER else name
-        return learners.path(self.fields.results, self.workdir) / subject / f"{file}.json"
+        own = self.fields.supervisor if self.supervised(name, subject) else ""
+        return learners.path(self.fields.results, self.workdir) / subject / own / f"{file}.json"
 
     def recorded(self, subject: str) -> str | None:
         """The digest of the proxies that a subject's results are made from; None if none were drawn, or by other inputs."""
@@ -439,20 +452,24 @@ class Plan:
             contract.complete(stage, STAGES[stage], self.runs[subject][name], where, lenders)
 
 
+def roles(config: ConfigDict, names: Sequence[str]) -> set[str]:
+    """Who learns or draws in some stages of a run: "supervisor", "student"."""
+    found = {ROLE[name] for name in names if name in ROLE}
+    return found | ({learners.role(arm) for arm in config.evaluation.arms} if evaluation.NAME in names else set())
+
+
 def decides(config: ConfigDict, names: Sequence[str], workdir: Path) -> dict[str, Any]:
     """What decides the outputs of some stages of a run, as JSON, but for its proxies and further subjects: fields, photos and checkpoints.
 
     Where files lie makes no difference.
     """
     found = contract.fields(config, "seed", "compute", *names) | {"subject": learners.subject(config, workdir).key()}
-    roles = {ROLE[name] for name in names if name in ROLE}
     if evaluation.NAME in names:
-        roles |= {learners.role(arm) for arm in config.evaluation.arms}
         encoders = {name: config.evaluation[name] for name in ENCODERS if config.evaluation[name]}
         found[evaluation.NAME] = {name: value for name, value in found[evaluation.NAME].items() if name not in ENCODERS}
         found["encoders"] = {name: cache.fingerprint(learners.locate(workdir)(value)) for name, value in encoders.items()}
         found["truth"] = evaluation.truth(config, workdir)
-    for role in sorted(roles):
+    for role in sorted(roles(config, names)):
         learner = (learners.supervisor if role == "supervisor" else learners.student)(config, workdir)
         settings = {name: value for name, value in config[role].items() if name not in CHECKPOINTS}
         found[role] = settings | {"checkpoint": tuning.checkpoint_key(learner)}
