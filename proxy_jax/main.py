@@ -32,6 +32,7 @@ command on a workdir that all see; where they do not find each other (TPU slices
 """
 
 import difflib
+import gc
 import os
 import re
 import runpy
@@ -239,6 +240,9 @@ def report_preflight(topology: str, config: ConfigDict, stages: list[str] | tupl
 
 def main(argv: list[str]) -> None:
     """The command line: see the module's docstring. Exits with 1 and a paragraph if the run cannot go on for a reason a user can mend."""
+    # Modules live on, and so does much of the many objects that tracing makes: looking for garbage among them costs more than it frees.
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 100)
     contract.log_plainly()
     if PREFLIGHT.value:
         try:

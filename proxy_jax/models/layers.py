@@ -103,7 +103,7 @@ class Dense(nnx.Module):
     """y = x · kernel + bias, kernel [in, out], plus the adapter when one is attached (proxy_jax/training/lora.py)."""
 
     def __init__(self, n_in: int, n_out: int, *, bias: bool = True, axes: Axes = ("embed", "mlp"), rngs: nnx.Rngs):
-        kernel = jax.nn.initializers.lecun_normal()(rngs.params(), (n_in, n_out))
+        kernel = parameters.initial(jax.nn.initializers.lecun_normal(), rngs, (n_in, n_out))
         self.kernel = nnx.Param(kernel, axes=axes)
         self.kernel_scale = nnx.data(None)
         self.bias = nnx.Param(jnp.zeros(n_out), axes=axes[1:]) if bias else None
@@ -136,7 +136,7 @@ class Conv(nnx.Module):
         axes: Axes = ("conv_window", "conv_window", "conv_in", "conv_out"),
         rngs: nnx.Rngs,
     ):
-        kernel = jax.nn.initializers.lecun_normal()(rngs.params(), (window, window, n_in, n_out))
+        kernel = parameters.initial(jax.nn.initializers.lecun_normal(), rngs, (window, window, n_in, n_out))
         self.kernel = nnx.Param(kernel, axes=axes)
         self.kernel_scale = nnx.data(None)
         self.bias = nnx.Param(jnp.zeros(n_out), axes=axes[3:]) if bias else None
@@ -171,7 +171,7 @@ class Embed(nnx.Module):
     """A table [num, width] read by index."""
 
     def __init__(self, num: int, width: int, *, axes: Axes = ("vocab", "embed"), rngs: nnx.Rngs):
-        self.embedding = nnx.Param(jax.nn.initializers.normal(0.02)(rngs.params(), (num, width)), axes=axes)
+        self.embedding = nnx.Param(parameters.initial(jax.nn.initializers.normal(0.02), rngs, (num, width)), axes=axes)
 
     def __call__(self, index: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
         return jnp.take(self.embedding[...], index, axis=0).astype(dtype)

@@ -1,9 +1,10 @@
 """A model's variables as a flat dict {"blocks.q.kernel": array}, and back: what weights, LoRA, training and checkpoints work on."""
 
+import contextvars
 import functools
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ from flax import nnx
 
 from proxy_jax import sharding
 
+_SHAPES_ALONE = contextvars.ContextVar("shapes_alone", default=False)
+
 
 def name_of(path: tuple) -> str:
     """The dotted name of an nnx path: ("blocks", "q", "kernel") -> "blocks.q.kernel"."""
@@ -20,7 +23,7 @@ def name_of(path: tuple) -> str:
 
 
 def variables(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """Every variable of `model` by its dotted name, in a fixed order. The values may be arrays or shapes (`nnx.eval_shape`)."""
+    """Every variable of `model` by its dotted name, in a fixed order. The values may be arrays or shapes (`skeleton`)."""
     return {name_of(path): variable for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 
@@ -56,6 +59,20 @@ def with_arrays(model: nnx.Module, values: Mapping[str, jax.Array]) -> nnx.Modul
     return nnx.merge(graph, nnx.map_state(replace, state))
 
 
+def skeleton(make_model: Callable[[], nnx.Module]) -> nnx.Module:
+    """The model of make_model with shapes in place of arrays: it is traced, and nothing is computed."""
+    before = _SHAPES_ALONE.set(True)
+    try:
+        return nnx.eval_shape(make_model)
+    finally:
+        _SHAPES_ALONE.reset(before)
+
+
+def initial(draw: Callable[[jax.Array, Sequence[int]], jax.Array], rngs: nnx.Rngs, shape: Sequence[int]) -> jax.Array:
+    """The array that a parameter begins with: draw(key, shape). In a `skeleton` zeros, as tracing random numbers takes most of its time."""
+    return jnp.zeros(shape) if _SHAPES_ALONE.get() else draw(rngs.params(), shape)
+
+
 def abstract(model: nnx.Module) -> nnx.Module:
     """The same model with shapes in place of arrays: a skeleton for `with_arrays` that holds no memory."""
     shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays(model).items()}
@@ -68,8 +85,8 @@ def random(make_model: Callable[[], nnx.Module], seed: int) -> nnx.Module:
     Kernels are normal with variance 1 / fan-in, embeddings and the like normal with deviation 0.02, norms 1 and biases 0. Buffers
     and scalars are what `make_model` makes. (Making the model itself compiles a program for every shape of parameter.)
     """
-    skeleton, values = nnx.eval_shape(make_model), {}
-    for name, variable in variables(skeleton).items():
+    model, values = skeleton(make_model), {}
+    for name, variable in variables(model).items():
         shape, kind = value(variable).shape, name.rpartition(".")[2]
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         if kind == "kernel":
@@ -79,7 +96,7 @@ def random(make_model: Callable[[], nnx.Module], seed: int) -> nnx.Module:
             values[name] = {"scale": np.ones, "bias": np.zeros}[kind](shape) if kind in ("scale", "bias") else 0.02 * rng.normal(size=shape)
         else:
             values[name] = jax.jit(lambda name=name: value(variables(make_model())[name]))()
-    return with_arrays(skeleton, {name: jnp.asarray(array, jnp.float32) for name, array in values.items()})
+    return with_arrays(model, {name: jnp.asarray(array, jnp.float32) for name, array in values.items()})
 
 
 def jit(function: Callable[..., Any], static_argnames: tuple[str, ...] = ()) -> Callable[..., Any]:

@@ -142,7 +142,7 @@ def _model(part: tuple, sizes: Mapping[str, Any], seed: int | None) -> tuple[nnx
 
 
 def _random(make_model: Callable[[], nnx.Module], seed: int | None) -> nnx.Module:
-    return nnx.eval_shape(make_model) if seed is None else parameters.random(make_model, seed)
+    return parameters.skeleton(make_model) if seed is None else parameters.random(make_model, seed)
 
 
 def _diffusers(part: tuple, name: str, sizes: Mapping[str, Any], folder: Path, seed: int | None) -> None:

@@ -12,8 +12,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flax import nnx
-
 from proxy_jax.models import parameters
 from proxy_jax.weights.golden import Case, Comparison, Describe, Run, diffusion, encoders, llamagen, lumina, pipeline
 from proxy_jax.weights.hub import read_json
@@ -110,7 +108,7 @@ def check_manifest(path: Path) -> int:
         return USAGE
     manifest = read_json(path)
     make_model, table = describe(manifest["config"])
-    model = nnx.eval_shape(make_model)
+    model = parameters.skeleton(make_model)
     problems = differences(model, table, {name: tuple(shape) for name, shape in manifest["tensors"].items()})
     for problem in problems:
         print(f"{path.stem}: {problem}")

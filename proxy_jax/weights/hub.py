@@ -14,7 +14,7 @@ from flax import nnx
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError
 
 from proxy_jax import processes
-from proxy_jax.models import llamagen
+from proxy_jax.models import llamagen, parameters
 from proxy_jax.models import vqgan as vqgan_model
 from proxy_jax.models.layers import Compute
 from proxy_jax.models.llamagen import LlamaGenConfig
@@ -212,7 +212,7 @@ def vq_config(tensors: Tensors, path: Path) -> VQConfig:
         return config_from(VQConfig, beside)
     shapes, tried = tensors.shapes(), []
     for name, config in vqgan_model.VARIANTS.items():
-        problems = tables.differences(nnx.eval_shape(lambda config=config: VQModel(config, rngs=nnx.Rngs(0))), vqgan.table(config), shapes)
+        problems = tables.differences(parameters.skeleton(lambda config=config: VQModel(config, rngs=nnx.Rngs(0))), vqgan.table(config), shapes)
         if not problems:
             return config
         tried.append(f"{name} ({len(problems)} differences, first {problems[0]})")

@@ -233,7 +233,7 @@ def load(
     `make_model` is only traced. Under `sharding.describe` nothing is read, and the variables hold shapes.
     Raises WeightsError, naming `source`, if anything is unused, missing, duplicate or misshaped.
     """
-    model = nnx.eval_shape(make_model)
+    model = parameters.skeleton(make_model)
     problems = differences(model, table, tensors.shapes())
     if problems:
         raise WeightsError(f"{source} does not match {type(model).__name__}:\n  " + "\n  ".join(problems))

@@ -1,4 +1,6 @@
-"""Run as a program on 8 virtual devices: every model's outputs (and one gradient) with and without a mesh; prints one JSON line of largest errors.
+"""Run as a program on 8 virtual devices: every model's outputs, and denoisers' and decoders' gradients, with and without a mesh.
+
+It prints one JSON line of largest errors.
 
 The batch has one row a device of the mesh's batch axes: the least there can be, where XLA's partitioner has gone wrong before.
 """
@@ -103,36 +105,36 @@ def cases() -> dict:
     unet_inputs = (*sd3_inputs, 100 * np.abs(draws(6)))
     gpt_inputs = (draws(6, 32), np.ones((ROWS, 6), bool), ids(8, 64))
     return {
-        "sd3": (lambda: SD3Transformer(SD3Config(**SD3, num_layers=3), compute=COMPUTE, rngs=rngs()), sd3, sd3_inputs),
+        "sd3": (lambda: SD3Transformer(SD3Config(**SD3, num_layers=3), compute=COMPUTE, rngs=rngs()), with_gradient(sd3), sd3_inputs),
         "sd35": (
             lambda: SD3Transformer(SD3Config(**SD3, num_layers=4, qk_norm="rms_norm", dual_attention_layers=(0, 1)), compute=COMPUTE, rngs=rngs()),
             sd3,
             sd3_inputs,
         ),
-        "flux": (flux_model, flux, sd3_inputs),
-        "unet": (sdxl, unet, unet_inputs),
-        "llamagen": (gpt, llamagen, gpt_inputs),
-        "chameleon": (lambda: Chameleon(LUMINA, compute=COMPUTE, rngs=rngs()), chameleon, lumina_inputs),
+        "flux": (flux_model, with_gradient(flux), sd3_inputs),
+        "unet": (sdxl, with_gradient(unet), unet_inputs),
+        "llamagen": (gpt, with_gradient(llamagen), gpt_inputs),
+        "chameleon": (lambda: Chameleon(LUMINA, compute=COMPUTE, rngs=rngs()), with_gradient(chameleon), lumina_inputs),
         "t5": (lambda: T5Encoder(t5, compute=COMPUTE, rngs=rngs()), lambda model, tokens: model(tokens), (ids(9, 50),)),
         "vit": (lambda: ViT(vit, compute=COMPUTE, rngs=rngs()), lambda model, pixels: model(pixels), (image,)),
         "clip": (lambda: CLIP(clip, compute=COMPUTE, rngs=rngs()), lambda m, p, t: (m.image_features(p), m.text_features(t)), (image, ids(12, 50))),
         "vae": (lambda: AutoencoderKL(vae, compute=COMPUTE, rngs=rngs()), lambda m, x: (m.moments(x), m.decode(m.moments(x)[0])), (image,)),
         "vq": (lambda: VQModel(vq, compute=COMPUTE, rngs=rngs()), lambda m, x: (m.latents(x), m.decode(m.encode(x))), (image,)),
         "lumina_decoding": (lambda: Chameleon(LUMINA, compute=COMPUTE, rngs=rngs()), lumina, (ids(6, 64), lumina_inputs[1])),
-        "chameleon_gradient": (lambda: Chameleon(LUMINA, compute=COMPUTE, rngs=rngs()), gradient(chameleon), lumina_inputs),
-        "llamagen_gradient": (gpt, gradient(llamagen), gpt_inputs),
-        "flux_gradient": (flux_model, gradient(flux), sd3_inputs),
-        "unet_gradient": (sdxl, gradient(unet), unet_inputs),
-        "sd3_gradient": (lambda: SD3Transformer(SD3Config(**SD3, num_layers=3), compute=COMPUTE, rngs=rngs()), gradient(sd3), sd3_inputs),
     }
 
 
-def gradient(function):
-    """The gradient of the mean square of function's output in every parameter."""
+def with_gradient(function):
+    """A function's output, and the gradient of its mean square in every parameter."""
 
     def run(model, *inputs):
+        def loss(values):
+            output = function(parameters.with_arrays(model, values), *inputs)
+            return jnp.mean(jnp.square(output)), output
+
         values = parameters.arrays(model, lambda name, variable: isinstance(variable, nnx.Param))
-        return jax.grad(lambda values: jnp.mean(jnp.square(function(parameters.with_arrays(model, values), *inputs))))(values)
+        gradient, output = jax.grad(loss, has_aux=True)(values)
+        return output, gradient
 
     return run
 
