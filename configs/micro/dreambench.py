@@ -96,11 +96,10 @@ def variation(of: str, name: str) -> dict:
 
 
 def second_supervisor(config: ConfigDict) -> None:
-    """Makes SDXL the supervisor, LoRA on its attention and MLPs, tuned and drawn from as SD3 is."""
+    """Makes SDXL the supervisor, tuned and drawn from as SD3 is, LoRA on its attention and MLPs too."""
     config.supervisor.update(family="sdxl", checkpoint=str(DOCUMENT / "supervisor_sdxl"))
     config.subject_tuning.lora.pattern = r".*\.((self|cross)_attention\.(q|k|v|o)|value|gate|out)"
     config.subject_tuning.training.learning_rate = CHOSEN_SDXL["supervisor"]
-    config.subject_tuning.prior.guidance_scale = 3.0  # as its card says
     config.experiment.supervisor = "sdxl"
 
 
@@ -139,6 +138,7 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
         variations = tuple((f"{of}_{name}", variation(of, name)) for of in varied for name in VARIATIONS)
         config.experiment.update(arms=(*((name, arm(name, CHOSEN[name])) for name in varied), *variations), main_arm="")
         return config
+    config.experiment.reference = "proxy" if protocol == "proxies" else "supervisor"
     config.experiment.further_tests = {"paper9": 2, "proxies": 7}.get(protocol, 0)  # each other's contrasts: nine in all, of the same subjects
     if protocol in ("paper9", "dreambench30"):
         without = dict(prior=dict(weight=0.0))

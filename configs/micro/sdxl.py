@@ -34,5 +34,5 @@ def get_config(checkpoints: str = common.CHECKPOINTS) -> ConfigDict:
     config.pretraining.parts.encoders = f"{checkpoints}/supervisor"
     config.pretraining.parts.probes = f"{checkpoints}/metrics/probes"
     config.evaluation.batch_size = 75
-    config.evaluation.supervisor.update(steps=20, guidance_scale=3.0)
+    config.evaluation.supervisor.update(steps=20, guidance_scale=4.0)
     return config
