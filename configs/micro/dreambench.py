@@ -138,7 +138,7 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
         variations = tuple((f"{of}_{name}", variation(of, name)) for of in varied for name in VARIATIONS)
         config.experiment.update(arms=(*((name, arm(name, CHOSEN[name])) for name in varied), *variations), main_arm="")
         return config
-    config.experiment.reference = "proxy" if protocol == "proxies" else "supervisor"
+    config.experiment.reference = BEST_DIRECT if protocol == "proxies" else "supervisor"
     config.experiment.further_tests = {"paper9": 2, "proxies": 7}.get(protocol, 0)  # each other's contrasts: nine in all, of the same subjects
     if protocol in ("paper9", "dreambench30"):
         without = dict(prior=dict(weight=0.0))
@@ -154,7 +154,7 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
     if protocol in ("proxies", "dreambench30"):
         one = student(CHOSEN["proxy"], source="proxies", proxy_prompts=(prompts.PAPER_TEMPLATE,))
         fewer = tuple((f"proxy_{count}", student(CHOSEN["proxy"], source="proxies", num_proxies=count)) for count in FEWER)
-        own = config.experiment.arms or (("proxy", arm("proxy", CHOSEN["proxy"])),)
+        own = config.experiment.arms or tuple((name, arm(name, CHOSEN[name])) for name in ("proxy", BEST_DIRECT))
         config.experiment.update(arms=(*own, ("proxy_one_prompt", one), *fewer), together=3, tokens=RARE_WORDS[1:3])
         config.experiment.contrasts += (("proxy", "proxy_one_prompt"), ("proxy", "together"))
     return config
