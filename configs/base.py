@@ -152,7 +152,7 @@ def experiment() -> ConfigDict:
             subjects=(),  # DreamBench's names
             photos="",  # the folder of their folders
             results="{workdir}/results",  # where each run's scores are kept
-            supervisor="",  # where results of more than one supervisor are kept: what to call this one's; "": the one that needs no name
+            supervisor="",  # a name for the supervisor: its results have a folder of that name. Of two supervisors one at least needs one
             document="",  # a folder that gets the tables and figures too
             shared=ConfigDict(),  # changes of the run that tunes the supervisor and draws the proxies
             # (name, changes of the run that uses them) each, in their order; changes: a nested dict of fields. One of the name "oracle" learns

@@ -240,9 +240,7 @@ def report_preflight(topology: str, config: ConfigDict, stages: list[str] | tupl
 
 def main(argv: list[str]) -> None:
     """The command line: see the module's docstring. Exits with 1 and a paragraph if the run cannot go on for a reason a user can mend."""
-    # Modules live on, and so does much of the many objects that tracing makes: looking for garbage among them costs more than it frees.
-    gc.freeze()
-    gc.set_threshold(200_000, 20, 100)
+    gc.freeze()  # what was imported is no garbage, and looking for some among so many objects again and again takes a while
     contract.log_plainly()
     if PREFLIGHT.value:
         try:

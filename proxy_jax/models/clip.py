@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from proxy_jax.models import parameters
 from proxy_jax.models.attention import Segments, attention, key_segments
 from proxy_jax.models.layers import ACTIVATIONS, Compute, Conv, Dense, Embed, LayerNorm, scan_layers, stack, tokens, with_subjects
 from proxy_jax.sharding import constrain
@@ -193,7 +194,7 @@ class CLIPVision(nnx.Module):
         self.config, self.compute = config, compute
         width, patch = config.hidden_size, config.patch_size
         self.patch = Conv(config.num_channels, width, patch, stride=patch, bias=False, rngs=rngs)
-        self.class_embed = nnx.Param(jax.random.normal(rngs.params(), (width,)) * 0.02, axes=("embed",))
+        self.class_embed = nnx.Param(parameters.initial(jax.random.normal, rngs, (width,)) * 0.02, axes=("embed",))
         self.position_embed = Embed((config.image_size // patch) ** 2 + 1, width, axes=("position", "embed"), rngs=rngs)
         self.pre_norm = LayerNorm(width, eps=config.layer_norm_eps)
         self.blocks = _blocks(config, rngs)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from proxy_jax.models import decoder
+from proxy_jax.models import decoder, parameters
 from proxy_jax.models.decoder import Block, Cache, segments_of
 from proxy_jax.models.layers import Buffer, Compute, Dense, Embed, RMSNorm, dropout, rotate_pairs, split_keys, stack, tokens
 
@@ -78,7 +78,7 @@ class LlamaGen(nnx.Module):
         if config.model_type == "t2i":
             self.caption_in = Dense(config.caption_dim, dim, bias=False, axes=("embed", "mlp"), rngs=rngs)
             self.caption_out = Dense(dim, dim, bias=False, axes=("mlp", "embed"), rngs=rngs)
-            unconditional = jax.random.normal(rngs.params(), (config.cls_token_num, config.caption_dim)) / config.caption_dim**0.5
+            unconditional = parameters.initial(jax.random.normal, rngs, (config.cls_token_num, config.caption_dim)) / config.caption_dim**0.5
             self.unconditional = Buffer(unconditional, axes=("position", "embed"))
             self.subject_embed = nnx.data(None)
         else:

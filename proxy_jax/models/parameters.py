@@ -60,7 +60,10 @@ def with_arrays(model: nnx.Module, values: Mapping[str, jax.Array]) -> nnx.Modul
 
 
 def skeleton(make_model: Callable[[], nnx.Module]) -> nnx.Module:
-    """The model of make_model with shapes in place of arrays: it is traced, and nothing is computed."""
+    """The model of make_model with shapes in place of arrays: it is traced, and nothing is computed.
+
+    make_model must not have a jitted function make parameters: jax would keep what it traced here, the zeros of `initial`.
+    """
     before = _SHAPES_ALONE.set(True)
     try:
         return nnx.eval_shape(make_model)

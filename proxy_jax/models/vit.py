@@ -11,6 +11,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from proxy_jax.models import parameters
 from proxy_jax.models.clip import Block
 from proxy_jax.models.layers import Buffer, Compute, Conv, LayerNorm, scan_layers, stack, tokens
 
@@ -79,8 +80,8 @@ class ViT(nnx.Module):
         self.config, self.compute, self.interpolation = config, compute, interpolation
         width, patch = config.hidden_size, config.patch_size
         self.patch = Conv(config.num_channels, width, patch, stride=patch, rngs=rngs)
-        self.class_embed = nnx.Param(jax.random.normal(rngs.params(), (1, 1, width)) * 0.02, axes=("scalar", "position", "embed"))
-        positions = jax.random.normal(rngs.params(), (1, 1 + config.grid**2, width)) * 0.02
+        self.class_embed = nnx.Param(parameters.initial(jax.random.normal, rngs, (1, 1, width)) * 0.02, axes=("scalar", "position", "embed"))
+        positions = parameters.initial(jax.random.normal, rngs, (1, 1 + config.grid**2, width)) * 0.02
         self.position_embed = nnx.Param(positions, axes=("scalar", "position", "embed"))
         # DINOv2 masks patches with it in pre-training only; kept so that an export is complete
         self.mask_token = None if config.layerscale_value is None else Buffer(jnp.zeros((1, width)), axes=("position", "embed"))

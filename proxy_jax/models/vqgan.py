@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from proxy_jax.models import parameters
 from proxy_jax.models.conv_blocks import POINTWISE, Decoder, Encoder
 from proxy_jax.models.layers import Compute, Dense
 
@@ -63,7 +64,7 @@ class Codebook(nnx.Module):
     """`num` vectors [num, width] and the nearest-neighbour lookup, in float32. l2_norm: latents and codes are compared on the unit sphere."""
 
     def __init__(self, num: int, width: int, *, l2_norm: bool, rngs: nnx.Rngs):
-        vectors = jax.random.uniform(rngs.params(), (num, width), minval=-1.0 / num, maxval=1.0 / num)
+        vectors = parameters.initial(lambda key, shape: jax.random.uniform(key, shape, minval=-1.0 / num, maxval=1.0 / num), rngs, (num, width))
         self.embedding = nnx.Param(_unit(vectors) if l2_norm else vectors, axes=("vocab", "embed"))
         self.l2_norm = l2_norm
 

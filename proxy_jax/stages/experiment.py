@@ -14,6 +14,7 @@ Several runs of one workdir share the work, a subject at a time each. The first 
 """
 
 import copy
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -78,6 +79,8 @@ def check(config: ConfigDict, workdir: Path) -> None:
     reserved = [SHARED, TOGETHER, ACCOUNT, PROXIES, PHOTOS, *fields.shared.evaluation.arms]
     if clash := [name for name in names if name in reserved or names.count(name) > 1]:
         raise contract.StageError(f"experiment.arms has {', '.join(clash)} twice, or as a name that means something else")
+    if not re.fullmatch(r"[\w-]*", fields.supervisor):
+        raise contract.StageError(f"experiment.supervisor is {fields.supervisor!r}; a folder of its results is called so: letters, digits, - and _")
     rows = [*names, *fields.shared.evaluation.arms, *([TOGETHER] if fields.together > 1 else [])]
     pairs = [arm for pair in (*fields.primary, *fields.contrasts) for arm in pair]
     own = [fields.main_arm] if fields.main_arm else []
@@ -362,7 +365,7 @@ class Plan:
 
     def supervised(self, name: str, subject: str) -> bool:
         """Whether another supervisor would be another result."""
-        if name in (PROXIES, ACCOUNT) or self.sources(name, subject):
+        if name == PROXIES or self.sources(name, subject):
             return True
         config = self.runs[subject][name]
         return "supervisor" in roles(config, stages(name, config))

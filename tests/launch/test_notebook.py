@@ -16,7 +16,7 @@ SMALL = {
     "compute.dtype": "float32",
     "subject_tuning.training.steps": 4,
     "subject_tuning.training.batch_size": 4,
-    "subject_tuning.training.preview_every": 4,
+    "subject_tuning.training.preview_every": 2,
     "subject_tuning.prior.num_images": 6,
     "subject_tuning.encode_batch_size": 6,
     "subject_tuning.prior.steps": 2,
@@ -55,7 +55,7 @@ def test_every_cell_runs(name, tmp_path, monkeypatch):
     parameters.source += "".join(f"\n{name} = {value!r}" for name, value in (changed | {"WORKDIR": str(tmp_path)}).items())
     NotebookClient(notebook, timeout=500, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
     pictures = [output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})]
-    previews = 1 + 1
+    previews = 2 + 1
     assert len(pictures) == 1 + previews + 1 + 3, "photos, previews of both tunings, proxies, and the samples of three arms"
     assert (tmp_path / folder / "evaluation" / "report.html").is_file()
 

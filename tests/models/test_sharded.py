@@ -23,6 +23,7 @@ def errors() -> dict[str, float]:
 
 
 NAMES = ["sd3", "sd35", "flux", "unet", "llamagen", "chameleon", "lumina_decoding", "t5", "vit", "clip", "vae", "vq"]
+NAMES += ["unet_gradient", "flux_gradient"]  # the other gradients come with their models' outputs
 
 
 @pytest.mark.parametrize("name", NAMES)
