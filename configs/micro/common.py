@@ -53,9 +53,9 @@ def generators(config: ConfigDict, checkpoints: str = CHECKPOINTS) -> None:
     config.evaluation.clip = f"{checkpoints}/metrics/clip"
 
 
-def sdxl(config: ConfigDict, checkpoints: str = CHECKPOINTS) -> None:
-    """The micro SDXL as a run's supervisor."""
-    config.supervisor.update(family="sdxl", checkpoint=f"{checkpoints}/supervisor_sdxl")
+def sdxl(config: ConfigDict, folder: str) -> None:
+    """The micro SDXL, the pipeline `supervisor_sdxl` in a folder, as a run's supervisor."""
+    config.supervisor.update(family="sdxl", checkpoint=f"{folder}/supervisor_sdxl")
 
 
 def main_job(subject: str) -> ConfigDict:
