@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ from jax.experimental import multihost_utils
 
 PREEMPTED = 75  # exit status of a run that a preemption ended: sysexits.h's EX_TEMPFAIL, try again
 SILENCE_SECONDS = 100  # after which a process that went without a word counts as lost, and all others stop
+AGAIN_S = 0.05  # after which Preempted comes again where Python dropped it
 PATIENCE_MS = 24 * 3600 * 1000  # with a process that is still there
 
 _index, _count = 0, 1
@@ -149,6 +151,7 @@ def watch_for_preemption() -> None:
     jax.devices()  # a TPU's library has a handler too, which it installs when it loads
     # It takes the place of jax's own as well: Orbax and a loop would each count its sync points in their own way.
     signal.signal(signal.SIGTERM, _notice)
+    sys.unraisablehook = _raise_later
 
 
 def _notice(signum: int, frame: object) -> None:
@@ -156,6 +159,15 @@ def _notice(signum: int, frame: object) -> None:
     _noticed = True
     if _count == 1 and not _finishing:
         raise Preempted
+
+
+def _raise_later(dropped: Any) -> None:
+    """Python drops what is raised in a destructor, or in what the garbage collector calls: a Preempted comes again, a moment later."""
+    if dropped.exc_type is not Preempted:
+        return sys.__unraisablehook__(dropped)
+    again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM))
+    again.daemon = True
+    again.start()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,11 @@
 """How the processes of a run find out who is missing, and what their part of a batch is. tests/training/test_processes.py runs several."""
 
 import concurrent.futures
+import os
+import signal
 import socket
+import sys
+import time
 import types
 
 import numpy as np
@@ -50,3 +54,23 @@ def test_rows_that_are_no_block_are_refused(monkeypatch):
     devices = np.asarray([types.SimpleNamespace(process_index=number % 2) for number in range(4)]).reshape(4, 1, 1)
     with pytest.raises(sharding.ShardingError, match=r"holds the rows \[0, 2\] of 4"):
         sharding.batch_share(types.SimpleNamespace(devices=devices, shape=dict(zip(sharding.AXES, (4, 1, 1), strict=True))))
+
+
+def test_a_stop_that_falls_into_a_destructor_is_not_lost(monkeypatch):
+    """Where Python drops what is raised: destructors, and what jax has the garbage collector call."""
+
+    class Dying:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            sum(range(1000))  # here the handler has run, and what it raised is dropped
+
+    monkeypatch.setattr(processes, "_noticed", False)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        processes.watch_for_preemption()
+        with pytest.raises(processes.Preempted):
+            Dying()
+            time.sleep(20)
+    finally:
+        signal.signal(signal.SIGTERM, before)
