@@ -49,7 +49,7 @@ CONTRASTS = (
     ("diffusion_on_proxies", "supervisor"),
 )
 # Of the second supervisor, its own rate included; the student's on its proxies is that of CHOSEN. Not chosen by the rule yet: development_sdxl,
-# which is to choose them, has not been run.
+# which is to choose them, has been begun and no more.
 CHOSEN_SDXL = dict(supervisor=1e-3, diffusion_on_proxies=3e-4)
 FEWER = (300, 100, 30, 10)  # proxies, of the 1000
 # Of the arms proxy and BEST_DIRECT, each alone: fields of stage 3, and how its student draws. Rates stay as chosen, but for `full`, where
@@ -120,10 +120,12 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
         config.experiment.shared = dict(evaluation=dict(arms=("supervisor", "untuned_supervisor", "untuned_student")))
     config.experiment.update(subjects=subjects, photos=f"{common.CHECKPOINTS}/dreambench")
     config.experiment.update(results=str(DOCUMENT / "results"), document=str(DOCUMENT / protocol))
+    chosen = CHOSEN
     if protocol.endswith("_sdxl"):
         second_supervisor(config)
-    if protocol == "development_sdxl":
-        config.experiment.update(arms=tuple((f"{name}_{rate:g}", arm(name, rate)) for name in CHOSEN_SDXL for rate in RATES), main_arm="")
+        chosen = CHOSEN_SDXL
+    if protocol.startswith("development"):
+        config.experiment.update(arms=tuple((f"{name}_{rate:g}", arm(name, rate)) for name in chosen for rate in RATES), main_arm="")
         return config
     if protocol == "paper9_sdxl":
         rates = CHOSEN | {"diffusion_on_proxies": CHOSEN_SDXL["diffusion_on_proxies"]}
@@ -131,16 +133,11 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
         config.experiment.primary = PRIMARY
         config.experiment.contrasts = CONTRASTS  # a repetition: a family of its own
         return config
-    if protocol == "development":
-        config.experiment.update(arms=tuple((f"{name}_{rate:g}", arm(name, rate)) for name in CHOSEN for rate in RATES), main_arm="")
-        return config
     if protocol == "variations":
         varied = ("proxy", BEST_DIRECT)
         variations = tuple((f"{of}_{name}", variation(of, name)) for of in varied for name in VARIATIONS)
         config.experiment.update(arms=(*((name, arm(name, CHOSEN[name])) for name in varied), *variations), main_arm="")
         return config
-    if protocol == "proxies":
-        config.experiment.reference = BEST_DIRECT
     config.experiment.further_tests = {"paper9": 2, "proxies": 7}.get(protocol, 0)  # each other's contrasts: nine in all, of the same subjects
     if protocol in ("paper9", "dreambench30"):
         without = dict(prior=dict(weight=0.0))
@@ -156,7 +153,10 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
     if protocol in ("proxies", "dreambench30"):
         one = student(CHOSEN["proxy"], source="proxies", proxy_prompts=(prompts.PAPER_TEMPLATE,))
         fewer = tuple((f"proxy_{count}", student(CHOSEN["proxy"], source="proxies", num_proxies=count)) for count in FEWER)
-        own = config.experiment.arms or tuple((name, arm(name, CHOSEN[name])) for name in ("proxy", BEST_DIRECT))
+        own = config.experiment.arms
+        if protocol == "proxies":
+            own = tuple((name, arm(name, CHOSEN[name])) for name in ("proxy", BEST_DIRECT))
+            config.experiment.reference = BEST_DIRECT
         config.experiment.update(arms=(*own, ("proxy_one_prompt", one), *fewer), together=3, tokens=RARE_WORDS[1:3])
         config.experiment.contrasts += (("proxy", "proxy_one_prompt"), ("proxy", "together"))
     return config
