@@ -80,7 +80,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
     if clash := [name for name in names if name in reserved or names.count(name) > 1]:
         raise contract.StageError(f"experiment.arms has {', '.join(clash)} twice, or as a name that means something else")
     if not re.fullmatch(r"[\w-]*", fields.supervisor):
-        raise contract.StageError(f"experiment.supervisor is {fields.supervisor!r}; a folder of its results is called so: letters, digits, - and _")
+        raise contract.StageError(f"experiment.supervisor is {fields.supervisor!r}, but it names a folder: letters, digits, - and _ alone")
     rows = [*names, *fields.shared.evaluation.arms, *([TOGETHER] if fields.together > 1 else [])]
     pairs = [arm for pair in (*fields.primary, *fields.contrasts) for arm in pair]
     own = [fields.main_arm] if fields.main_arm else []

@@ -469,7 +469,7 @@ def test_what_draws_the_account_is_looked_for_before_anything_is_tuned(checkpoin
         (dict(reference="nobody"), "reference has nobody"),
         (dict(main_arm="supervisor"), "main_arm has supervisor"),
         (dict(main_score="beauty"), "main_score has beauty; there are dino"),
-        (dict(supervisor="../vase"), "supervisor is '../vase'; a folder of its results is called so"),
+        (dict(supervisor="../vase"), "supervisor is '../vase', but it names a folder"),
         (dict(subjects=("vase", "dog6000"), together=0), "subjects has dog6000; there are backpack,"),
         (dict(tokens=()), "a token for each but the first, not 3 subjects and 0 tokens"),
         (dict(together=4, tokens=("a", "b", "c")), "as many subjects, .*, not 3 subjects"),
