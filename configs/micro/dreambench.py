@@ -48,9 +48,8 @@ CONTRASTS = (
     ("proxy", "diffusion_on_proxies"),
     ("diffusion_on_proxies", "supervisor"),
 )
-# Of the second supervisor, its own rate included; the student's on its proxies is that of CHOSEN. Not chosen by the rule yet: development_sdxl,
-# which is to choose them, has been begun and no more.
-CHOSEN_SDXL = dict(supervisor=1e-3, diffusion_on_proxies=3e-4)
+# Of the second supervisor, by the same rule, its own rate first: the others learn from its proxies. The student's on these is that of CHOSEN.
+CHOSEN_SDXL = dict(supervisor=3e-4, diffusion_on_proxies=3e-3)
 FEWER = (300, 100, 30, 10)  # proxies, of the 1000
 # Of the arms proxy and BEST_DIRECT, each alone: fields of stage 3, and how its student draws. Rates stay as chosen, but for `full`, where
 # it is the one chosen for all weights on photos.
@@ -119,7 +118,8 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
         config.experiment = base.experiment()
         config.experiment.shared = dict(evaluation=dict(arms=("supervisor", "untuned_supervisor", "untuned_student")))
     config.experiment.update(subjects=subjects, photos=f"{common.CHECKPOINTS}/dreambench")
-    config.experiment.update(results=str(DOCUMENT / "results"), document=str(DOCUMENT / protocol))
+    results = DOCUMENT / protocol if protocol == "dreambench30" else DOCUMENT  # of one kind of machine, all of them
+    config.experiment.update(results=str(results / "results"), document=str(DOCUMENT / protocol))
     chosen = CHOSEN
     if protocol.endswith("_sdxl"):
         second_supervisor(config)
@@ -149,7 +149,7 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
         )
         config.experiment.primary = PRIMARY
         config.experiment.contrasts = (*CONTRASTS, ("proxy_without_prior", "direct_without_prior"), ("oracle", "proxy"))
-        config.experiment.account_arms = ("proxy", "diffusion_on_proxies", "oracle")
+        config.experiment.account_arms = ("proxy", "diffusion_on_proxies", "oracle") if protocol == "paper9" else ()
     if protocol in ("proxies", "dreambench30"):
         one = student(CHOSEN["proxy"], source="proxies", proxy_prompts=(prompts.PAPER_TEMPLATE,))
         fewer = tuple((f"proxy_{count}", student(CHOSEN["proxy"], source="proxies", num_proxies=count)) for count in FEWER)

@@ -116,6 +116,19 @@ def test_fingerprints(tmp_path):
         cache.fingerprint(tmp_path / "model")
 
 
+def test_a_file_is_read_again_when_it_has_changed(tmp_path):
+    path, found = tmp_path / "weights", []
+    for seconds, content in ((1, "a"), (2, "b"), (2, "b"), (3, "a")):
+        path.write_text(content)
+        os.utime(path, (seconds, seconds))
+        found.append(cache.fingerprint(path))
+    assert found[0] == found[3] != found[1] == found[2]
+    os.utime(path)
+    assert cache.fingerprint(path) == found[0]
+    path.write_text("b")  # of the same size, and perhaps of the same time
+    assert cache.fingerprint(path) == found[1]
+
+
 def test_large_files_go_by_size_and_samples_not_by_time_or_place(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "HASHED_LIMIT_BYTES", 4)
     monkeypatch.setattr(cache, "SAMPLE_BYTES", 2)

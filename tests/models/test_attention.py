@@ -125,6 +125,28 @@ def test_what_goes_to_cudnn(changes, fits):
     assert fits_cudnn(q, k, masked=call["masked"], biased=call["biased"], capability=call["capability"]) is fits
 
 
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="no GPU here: JAX_PLATFORMS=cuda python -m pytest tests/models/test_attention.py on one")
+@pytest.mark.parametrize("dim", [32, 64, 128])
+@pytest.mark.parametrize("kind", ["joint", "odd", "cross", "causal", "prefix"])
+def test_cudnn_equals_xla_on_a_gpu(kind, dim):
+    """Forward and backward, against XLA's attention of the same bfloat16 numbers in float32."""
+    q_length, k_length, segments, start = KINDS.get(kind, (375, 375, None, None))
+    rng = np.random.default_rng(0)
+    shapes = ((2, length, 2, dim) for length in (q_length, k_length, k_length, q_length))
+    q, k, v, out = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes)
+
+    def both(q, k, v, out):
+        result, vjp = jax.vjp(functools.partial(attention, segments=segments, start=start), q, k, v)
+        return result, vjp(out)
+
+    ours = jax.jit(both).lower(q, k, v, out).compile()
+    assert "fmha" in ours.as_text(), "it did not go to cuDNN"
+    with jax.default_matmul_precision("highest"):
+        exact = jax.jit(both)(*(array.astype(jnp.float32) for array in (q, k, v, out)))
+    for name, a, b in zip(("out", "dq", "dk", "dv"), *map(jax.tree.leaves, (ours(q, k, v, out), exact)), strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.02 * float(jnp.abs(b).max()), err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("changes", "fits"),
     [
