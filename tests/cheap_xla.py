@@ -7,7 +7,9 @@ from pathlib import Path
 import jax
 
 CACHE = Path(__file__).resolve().parent.parent / ".jax_cache"
-FLAGS = "--xla_cpu_use_fusion_emitters=false" + " --xla_cpu_max_isa=AVX" * (platform.machine() in ("x86_64", "AMD64"))
+# XLA ends the process, without a word, over a flag that it does not know; since jax 0.11 it has the newer emitters alone.
+OLDER_EMITTERS = ["--xla_cpu_use_fusion_emitters=false"] if jax.__version_info__ < (0, 11) else []
+FLAGS = " ".join([*OLDER_EMITTERS, *(["--xla_cpu_max_isa=AVX"] if platform.machine() in ("x86_64", "AMD64") else [])])
 
 
 def use_here() -> None:

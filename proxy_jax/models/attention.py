@@ -60,9 +60,9 @@ def fits_cudnn(q: jax.Array, k: jax.Array, *, masked: bool, biased: bool, capabi
     """Whether cuDNN's flash attention takes q and k, forward and backward, on a GPU of this compute capability (0.0: no GPU).
 
     It wants half precision, Ampere (8.0) or later, heads of at most 128 in eights, and with a mask even lengths. A learned bias is
-    left to XLA, which gives its gradient; so is decoding, whose one query has nothing to gain.
+    left to XLA, which gives its gradient; so are fewer than 256 queries (decoding, CLIP's texts), which have nothing to gain.
     """
-    shapes = q.shape[-1] <= 128 and q.shape[-1] % 8 == 0 and q.shape[1] > 1
+    shapes = q.shape[-1] <= 128 and q.shape[-1] % 8 == 0 and q.shape[1] >= 256
     even = q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0
     return capability >= 8.0 and q.dtype in (jnp.bfloat16, jnp.float16) and shapes and not biased and (even or not masked)
 
