@@ -36,7 +36,7 @@ def attention(
     capability = float(device.compute_capability) if nvidia else 0.0
     plainly_causal = segments is None and isinstance(start, int) and start == 0
     mask = None if plainly_causal else visible(segments, start, q.shape[1], k.shape[1])
-    implementation = "cudnn" if fits_cudnn(q, k, masked=mask is not None, biased=bias is not None, capability=capability) else "xla"
+    implementation = "cudnn" if fits_cudnn(q, k, biased=bias is not None, capability=capability) else "xla"
     options = dict(bias=bias, mask=mask, is_causal=plainly_causal, scale=scale, implementation=implementation)
     return jax.nn.dot_product_attention(q, k, v, **options)
 
@@ -56,15 +56,16 @@ def visible(segments: Segments | None, start: jax.Array | int | None, q_length: 
     return None if not masks else masks[0] if len(masks) == 1 else masks[0] & masks[1]
 
 
-def fits_cudnn(q: jax.Array, k: jax.Array, *, masked: bool, biased: bool, capability: float) -> bool:
+def fits_cudnn(q: jax.Array, k: jax.Array, *, biased: bool, capability: float) -> bool:
     """Whether cuDNN's flash attention takes q and k, forward and backward, on a GPU of this compute capability (0.0: no GPU).
 
-    It wants half precision, Ampere (8.0) or later, heads of at most 128 in eights, and with a mask even lengths. A learned bias is
-    left to XLA, which gives its gradient; so are fewer than 256 queries (decoding, CLIP's texts), which have nothing to gain.
+    It wants half precision, Ampere (8.0) or later, heads of at most 128 in eights, and even lengths (backward, with a mask or without:
+    jax refuses others). A learned bias is left to XLA, which gives its gradient; so are fewer than 256 queries (decoding, CLIP's texts),
+    which have nothing to gain.
     """
     shapes = q.shape[-1] <= 128 and q.shape[-1] % 8 == 0 and q.shape[1] >= 256
     even = q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0
-    return capability >= 8.0 and q.dtype in (jnp.bfloat16, jnp.float16) and shapes and not biased and (even or not masked)
+    return capability >= 8.0 and q.dtype in (jnp.bfloat16, jnp.float16) and shapes and even and not biased
 
 
 def fits_splash(q: jax.Array, k: jax.Array, *, start: jax.Array | int | None, biased: bool) -> bool:
