@@ -4,15 +4,18 @@
     python -m proxy_jax.main --config configs/micro/dreambench.py:variations --workdir runs/micro/development
     python -m proxy_jax.main --config configs/micro/dreambench.py --workdir runs/micro/paper9                nine subjects
     python -m proxy_jax.main --config configs/micro/dreambench.py:proxies --workdir runs/micro/paper9        how many proxies, and which
-    python -m proxy_jax.main --config configs/micro/dreambench.py:dreambench30 --workdir runs/micro/dreambench30
+    python -m proxy_jax.main --config configs/micro/dreambench.py:dreambench30 --workdir runs/micro/dreambench30    all thirty, on a GPU
+    python -m proxy_jax.main --config configs/micro/dreambench.py:replication --workdir runs/micro/dreambench30    those seen nowhere before
     python -m proxy_jax.main --config configs/micro/dreambench.py:development_sdxl --workdir runs/micro/development_sdxl
     python -m proxy_jax.main --config configs/micro/dreambench.py:paper9_sdxl --workdir runs/micro/paper9_sdxl    another supervisor
 
 The first two are on two subjects that paper9 lacks. development chooses what the others use: it has each arm at each of RATES. variations has the
-arms proxy and BEST_DIRECT, as chosen, with each of VARIATIONS. dreambench30 has the arms of paper9 and of proxies. The last two have SDXL as the
-supervisor and those arms of which another supervisor makes something else, beside the direct ones of paper9. Hardware: a CPU; one such
-command on each of its cores, all of one workdir, share the work. Results are kept as small files in docs/weak_to_strong/results; tables and
-figures are written into docs/weak_to_strong/PROTOCOL too, and docs/weak_to_strong.md tells what came out.
+arms proxy and BEST_DIRECT, as chosen, with each of VARIATIONS. dreambench30 has the arms of paper9 and of proxies, but for `together` and the
+account, made anew for all its subjects; replication has the tables of those among them that are in none of the others. The last two have SDXL
+as the supervisor and those arms of which another supervisor makes something else, beside the direct ones of paper9. Hardware: a CPU, a command on
+each of its cores; a GPU, several beside each other (docs/weak_to_strong.md says how). Commands of one workdir share the work. Results are
+kept as small files in docs/weak_to_strong/results, or dreambench30/results; tables and figures are written into docs/weak_to_strong/PROTOCOL
+too, and docs/weak_to_strong.md tells what came out.
 """
 
 from pathlib import Path
@@ -32,9 +35,11 @@ PROTOCOLS = {
     "paper9": prompts.PAPER9,
     "proxies": prompts.PAPER9,
     "dreambench30": tuple(prompts.SUBJECTS),
+    "replication": tuple(name for name in prompts.SUBJECTS if name not in (*prompts.PAPER9, *DEVELOPMENT)),
     "development_sdxl": DEVELOPMENT,
     "paper9_sdxl": prompts.PAPER9,
 }
+ALL_ARMS = ("dreambench30", "replication")
 # The rule, one for all arms: of each arm the rate of RATES with the highest mean identity × context over the development subjects, in the table
 # that the protocol development writes. Steps × batch are given, the same for all students. BEST_DIRECT: the direct arm that is then highest.
 # The supervisor's rate, as it draws the proxies, was set before, by hand on dog2.
@@ -118,8 +123,9 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
         config.experiment = base.experiment()
         config.experiment.shared = dict(evaluation=dict(arms=("supervisor", "untuned_supervisor", "untuned_student")))
     config.experiment.update(subjects=subjects, photos=f"{common.CHECKPOINTS}/dreambench")
-    results = DOCUMENT / protocol if protocol == "dreambench30" else DOCUMENT  # of one kind of machine, all of them
-    config.experiment.update(results=str(results / "results"), document=str(DOCUMENT / protocol))
+    # Those of all thirty are of one kind of machine, so none is shared with the nine.
+    results = DOCUMENT / "dreambench30" / "results" if protocol in ALL_ARMS else DOCUMENT / "results"
+    config.experiment.update(results=str(results), document=str(DOCUMENT / protocol))
     chosen = CHOSEN
     if protocol.endswith("_sdxl"):
         second_supervisor(config)
@@ -139,7 +145,7 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
         config.experiment.update(arms=(*((name, arm(name, CHOSEN[name])) for name in varied), *variations), main_arm="")
         return config
     config.experiment.further_tests = {"paper9": 2, "proxies": 7}.get(protocol, 0)  # each other's contrasts: nine in all, of the same subjects
-    if protocol in ("paper9", "dreambench30"):
+    if protocol in ("paper9", *ALL_ARMS):
         without = dict(prior=dict(weight=0.0))
         config.experiment.arms = (
             *((name, arm(name, rate)) for name, rate in CHOSEN.items()),
@@ -150,13 +156,13 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
         config.experiment.primary = PRIMARY
         config.experiment.contrasts = (*CONTRASTS, ("proxy_without_prior", "direct_without_prior"), ("oracle", "proxy"))
         config.experiment.account_arms = ("proxy", "diffusion_on_proxies", "oracle") if protocol == "paper9" else ()
-    if protocol in ("proxies", "dreambench30"):
+    if protocol in ("proxies", *ALL_ARMS):
         one = student(CHOSEN["proxy"], source="proxies", proxy_prompts=(prompts.PAPER_TEMPLATE,))
         fewer = tuple((f"proxy_{count}", student(CHOSEN["proxy"], source="proxies", num_proxies=count)) for count in FEWER)
-        own = config.experiment.arms
-        if protocol == "proxies":
-            own = tuple((name, arm(name, CHOSEN[name])) for name in ("proxy", BEST_DIRECT))
-            config.experiment.reference = BEST_DIRECT
-        config.experiment.update(arms=(*own, ("proxy_one_prompt", one), *fewer), together=3, tokens=RARE_WORDS[1:3])
-        config.experiment.contrasts += (("proxy", "proxy_one_prompt"), ("proxy", "together"))
+        config.experiment.contrasts += (("proxy", "proxy_one_prompt"),)
+        config.experiment.arms += (("proxy_one_prompt", one), *fewer)
+    if protocol == "proxies":
+        config.experiment.arms = (*((name, arm(name, CHOSEN[name])) for name in ("proxy", BEST_DIRECT)), *config.experiment.arms)
+        config.experiment.update(reference=BEST_DIRECT, together=3, tokens=RARE_WORDS[1:3])
+        config.experiment.contrasts += (("proxy", "together"),)
     return config

@@ -526,10 +526,11 @@ def test_the_arms_of_micro_dreambench_differ_and_have_one_budget(protocol, tmp_p
 
 
 def test_the_nine_subjects_have_one_family_of_contrasts_and_their_protocols_one_proxy_arm(tmp_path):
-    own = {name: dreambench.get_config(name) for name in ("paper9", "proxies", "dreambench30")}
+    own = {name: dreambench.get_config(name) for name in ("paper9", "proxies", "dreambench30", "replication")}
     counts = {name: len(run.experiment.contrasts) for name, run in own.items()}
-    assert counts == {"paper9": 7, "proxies": 2, "dreambench30": 9}
-    assert all(counts[name] + run.experiment.further_tests == 9 for name, run in own.items())
+    assert counts == {"paper9": 7, "proxies": 2, "dreambench30": 8, "replication": 8}
+    families = {name: counts[name] + run.experiment.further_tests for name, run in own.items()}
+    assert families == {"paper9": 9, "proxies": 9, "dreambench30": 8, "replication": 8}
     repeated = dreambench.get_config("paper9_sdxl").experiment
     assert set(repeated.contrasts) < set(own["paper9"].experiment.contrasts) and repeated.primary == own["paper9"].experiment.primary
     arms = [dict(experiment.runs(run, "cat", tmp_path)) for run in own.values()]
