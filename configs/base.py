@@ -195,6 +195,8 @@ def get_config() -> ConfigDict:
     # batches and the models (sharding.auto_sizes). With auto, or weights split over fsdp, stages 2 and 4, which only draw, have sizes of their
     # own (sharding.drawing_sizes).
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1, auto=False))
+    # remat: "full" computes layers again in the backward pass, "dots" all but their matrix products, "none" keeps all. unroll: on a CPU,
+    # layers are straight code and no loop.
     config.compute = ConfigDict(dict(dtype="bfloat16", remat="full", unroll=False))
 
     config.supervisor = ConfigDict(

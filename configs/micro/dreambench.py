@@ -8,14 +8,17 @@
     python -m proxy_jax.main --config configs/micro/dreambench.py:replication --workdir runs/micro/dreambench30    those seen nowhere before
     python -m proxy_jax.main --config configs/micro/dreambench.py:development_sdxl --workdir runs/micro/development_sdxl
     python -m proxy_jax.main --config configs/micro/dreambench.py:paper9_sdxl --workdir runs/micro/paper9_sdxl    another supervisor
+    python -m proxy_jax.main --config configs/micro/dreambench.py:paper9_sdxl_rate --workdir runs/micro/paper9_sdxl_rate    tuned as the first
 
-The first two are on two subjects that paper9 lacks. development chooses what the others use: it has each arm at each of RATES. variations has the
-arms proxy and BEST_DIRECT, as chosen, with each of VARIATIONS. dreambench30 has the arms of paper9 and of proxies, but for `together` and the
-account, made anew for all its subjects; replication has the tables of those among them that are in none of the others. The last two have SDXL
-as the supervisor and those arms of which another supervisor makes something else, beside the direct ones of paper9. Hardware: a CPU, a command on
-each of its cores; a GPU, several beside each other (docs/weak_to_strong.md says how). Commands of one workdir share the work. Results are
-kept as small files in docs/weak_to_strong/results, or dreambench30/results; tables and figures are written into docs/weak_to_strong/PROTOCOL
-too, and docs/weak_to_strong.md tells what came out.
+The first two are on two subjects that paper9 lacks. development chooses what the others use: it has each arm at each of RATES. variations has
+the arms proxy and BEST_DIRECT, as chosen, with each of VARIATIONS. dreambench30 has the arms of paper9 and of proxies, but for `together` and
+the account, made anew for all its subjects; replication has the tables of those among them that are in none of the others. Those with sdxl have
+SDXL as the supervisor and those arms of which another supervisor makes something else, beside the direct ones of paper9; paper9_sdxl_rate,
+thought of when paper9_sdxl was there, tunes it at SD3's rate.
+
+Hardware: a CPU, a command on each of its cores; a GPU, several beside each other (docs/weak_to_strong.md says how). Commands of one workdir share
+the work. Results are kept as small files in docs/weak_to_strong/results, or dreambench30/results; tables and figures are written into
+docs/weak_to_strong/PROTOCOL too, and docs/weak_to_strong.md tells what came out.
 """
 
 from pathlib import Path
@@ -38,6 +41,7 @@ PROTOCOLS = {
     "replication": tuple(name for name in prompts.SUBJECTS if name not in (*prompts.PAPER9, *DEVELOPMENT)),
     "development_sdxl": DEVELOPMENT,
     "paper9_sdxl": prompts.PAPER9,
+    "paper9_sdxl_rate": prompts.PAPER9,
 }
 ALL_ARMS = ("dreambench30", "replication")
 # The rule, one for all arms: of each arm the rate of RATES with the highest mean identity × context over the development subjects, in the table
@@ -127,7 +131,7 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
     results = DOCUMENT / "dreambench30" / "results" if protocol in ALL_ARMS else DOCUMENT / "results"
     config.experiment.update(results=str(results), document=str(DOCUMENT / protocol))
     chosen = CHOSEN
-    if protocol.endswith("_sdxl"):
+    if "_sdxl" in protocol:
         second_supervisor(config)
         chosen = CHOSEN_SDXL
     if protocol.startswith("development"):
@@ -138,6 +142,12 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
         config.experiment.arms = tuple((name, arm(name, rate)) for name, rate in rates.items())
         config.experiment.primary = PRIMARY
         config.experiment.contrasts = CONTRASTS  # a repetition: a family of its own
+        return config
+    if protocol == "paper9_sdxl_rate":
+        config.subject_tuning.training.learning_rate = SUPERVISOR_RATE
+        config.experiment.supervisor = "sdxl_rate"
+        config.experiment.arms = tuple((name, arm(name, rate)) for name, rate in CHOSEN.items() if name != "diffusion_on_proxies")
+        config.experiment.primary = PRIMARY
         return config
     if protocol == "variations":
         varied = ("proxy", BEST_DIRECT)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
-from proxy_jax import storage, students, supervisors
+from proxy_jax import sharding, storage, students, supervisors
 from proxy_jax.data import dreambench, photos, prompts
 from proxy_jax.models.layers import Compute
 from proxy_jax.stages.contract import StageError
@@ -36,8 +36,9 @@ def _filled(name: str, workdir: Path) -> str:
 
 
 def compute_of(config: ConfigDict) -> Compute:
-    """How models compute, from the config's `compute`."""
-    return Compute(jnp.dtype(config.compute.dtype), config.compute.remat, config.compute.unroll)
+    """How models compute, from the config's `compute`. Layers are unrolled on CPUs alone: accelerators gain little by it and compile for minutes."""
+    unroll = config.compute.unroll and sharding.device().platform == "cpu"
+    return Compute(jnp.dtype(config.compute.dtype), config.compute.remat, unroll)
 
 
 def _choose(families: Mapping[str, Callable], role: str, family: str) -> Callable:

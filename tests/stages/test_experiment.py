@@ -517,7 +517,7 @@ def test_the_arms_of_micro_dreambench_differ_and_have_one_budget(protocol, tmp_p
     rows = experiment.budgets(run, tmp_path)
     seen = {stage: {row["run"]: row["steps"] * row["batch_size"] for row in rows if row["training"] == stage} for stage in experiment.ROLE}
     together, others = {"together"} & set(configs), {"together", "proxy_steps_800", f"{dreambench.BEST_DIRECT}_steps_800"}
-    without_control = protocol in ("proxies", "variations")
+    without_control = protocol in ("proxies", "variations", "paper9_sdxl_rate")
     assert len(set(seen["subject_tuning"].values())) == 1 and (len(seen["subject_tuning"]) > 1 or without_control), "supervisor and control"
     students = protocol != "development_sdxl"
     assert len({count for name, count in seen["proxy_tuning"].items() if name not in others}) == students

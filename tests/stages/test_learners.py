@@ -1,10 +1,13 @@
 """proxy_jax/stages/learners.py: the subject from a folder of photos or from DreamBench, and where checkpoints are looked for."""
 
+import types
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import base
+from proxy_jax import sharding
 from proxy_jax.data.dreambench import CLASSES_FILE, DreambenchError
 from proxy_jax.data.photos import PhotosError
 from proxy_jax.stages import learners
@@ -102,3 +105,12 @@ def test_families_are_known_by_name(workdir):
         learners.supervisor(config, workdir)
     with pytest.raises(StageError, match=r"student\.family is 'sd4'; known families: llamagen"):
         learners.student(config, workdir)
+
+
+@pytest.mark.parametrize(("platform", "unrolled"), [("cpu", True), ("gpu", False), ("tpu", False)])
+def test_layers_are_unrolled_on_cpus_alone(platform, unrolled, monkeypatch):
+    monkeypatch.setattr(sharding, "device", lambda: types.SimpleNamespace(platform=platform))
+    config = base.get_config()
+    assert not learners.compute_of(config).unroll
+    config.compute.unroll = True
+    assert learners.compute_of(config).unroll is unrolled
