@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,6 +61,15 @@ def test_a_case_that_misses(kinds, tmp_path, capsys, ours):
 def test_every_runner_of_a_kind_runs(kinds, tmp_path, capsys):
     code, lines = golden(capsys, write_case(tmp_path / "beta", np.ones(2), np.ones(2)))
     assert code == 0 and [line.split()[1] for line in lines[:2]] == ["values", "more"]
+
+
+def test_products_are_in_full_precision_on_accelerators_too(monkeypatch, tmp_path, capsys):
+    def run(case):
+        seen = float(str(jax.make_jaxpr(jnp.dot)(np.ones(2), np.ones(2))).count("HIGHEST") > 0)
+        return [Comparison("precision", np.asarray(seen), np.asarray(1.0), 0)]
+
+    monkeypatch.setattr(check, "runners", lambda: {"alpha": [run]})
+    assert golden(capsys, write_case(tmp_path / "alpha", np.ones(2), np.ones(2)))[0] == 0
 
 
 def test_a_folder_of_cases(kinds, tmp_path, capsys):
