@@ -349,10 +349,10 @@ class DoesNotFit(Exception):
 @contextlib.contextmanager
 def _effort(quick: bool) -> Iterator[None]:
     """With `quick` XLA tries least to make programs fast: six times quicker to compile, memory within a tenth of a run's."""
-    names = ("jax_exec_time_optimization_effort", "jax_memory_fitting_effort")
+    names = ("jax_optimization_level", "jax_memory_fitting_level")
     before = {name: getattr(jax.config, name) for name in names}
     for name in names:
-        jax.config.update(name, -1.0 if quick else before[name])
+        jax.config.update(name, "O0" if quick else before[name])
     try:
         yield
     finally:
