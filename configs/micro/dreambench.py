@@ -12,9 +12,9 @@
 
 The first two are on two subjects that paper9 lacks. development chooses what the others use: it has each arm at each of RATES. variations has
 the arms proxy and BEST_DIRECT, as chosen, with each of VARIATIONS. dreambench30 has the arms of paper9 and of proxies, but for `together` and
-the account, made anew for all its subjects; replication has the tables of those among them that are in none of the others. Those with sdxl have
-SDXL as the supervisor and those arms of which another supervisor makes something else, beside the direct ones of paper9; paper9_sdxl_rate,
-thought of when paper9_sdxl was there, tunes it at SD3's rate.
+the account, made anew for all its subjects; replication is those among them that are in none of the others, from the same results. Those with
+sdxl have SDXL as the supervisor. development_sdxl chooses its rate and that of diffusion_on_proxies; paper9_sdxl has the arms of PRIMARY and
+CONTRASTS; paper9_sdxl_rate, thought of when paper9_sdxl was there, the same but for diffusion_on_proxies with SDXL tuned at SD3's rate.
 
 Hardware: a CPU, a command on each of its cores; a GPU, several beside each other (docs/weak_to_strong.md says how). Commands of one workdir share
 the work. Results are kept as small files in docs/weak_to_strong/results, or dreambench30/results; tables and figures are written into
@@ -43,7 +43,7 @@ PROTOCOLS = {
     "paper9_sdxl": prompts.PAPER9,
     "paper9_sdxl_rate": prompts.PAPER9,
 }
-ALL_ARMS = ("dreambench30", "replication")
+OF_ALL = ("dreambench30", "replication")
 # The rule, one for all arms: of each arm the rate of RATES with the highest mean identity × context over the development subjects, in the table
 # that the protocol development writes. Steps × batch are given, the same for all students. BEST_DIRECT: the direct arm that is then highest.
 # The supervisor's rate, as it draws the proxies, was set before, by hand on dog2.
@@ -104,12 +104,12 @@ def variation(of: str, name: str) -> dict:
     return found.to_dict()
 
 
-def second_supervisor(config: ConfigDict) -> None:
-    """Makes SDXL the supervisor, tuned and drawn from as SD3 is, LoRA on its attention and MLPs too."""
+def second_supervisor(config: ConfigDict, name: str, rate: float) -> None:
+    """Makes SDXL the supervisor, tuned at a rate, else as SD3 is, LoRA on its attention and MLPs too; name: of the folder of its results."""
     common.sdxl(config, str(DOCUMENT))
     config.subject_tuning.lora.pattern = r".*\.((self|cross)_attention\.(q|k|v|o)|value|gate|out)"
-    config.subject_tuning.training.learning_rate = CHOSEN_SDXL["supervisor"]
-    config.experiment.supervisor = "sdxl"
+    config.subject_tuning.training.learning_rate = rate
+    config.experiment.supervisor = name
 
 
 def get_config(protocol: str = "paper9") -> ConfigDict:
@@ -128,11 +128,11 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
         config.experiment.shared = dict(evaluation=dict(arms=("supervisor", "untuned_supervisor", "untuned_student")))
     config.experiment.update(subjects=subjects, photos=f"{common.CHECKPOINTS}/dreambench")
     # Those of all thirty are of one kind of machine, so none is shared with the nine.
-    results = DOCUMENT / "dreambench30" / "results" if protocol in ALL_ARMS else DOCUMENT / "results"
+    results = DOCUMENT / "dreambench30" / "results" if protocol in OF_ALL else DOCUMENT / "results"
     config.experiment.update(results=str(results), document=str(DOCUMENT / protocol))
     chosen = CHOSEN
-    if "_sdxl" in protocol:
-        second_supervisor(config)
+    if protocol.endswith("_sdxl"):
+        second_supervisor(config, "sdxl", CHOSEN_SDXL["supervisor"])
         chosen = CHOSEN_SDXL
     if protocol.startswith("development"):
         config.experiment.update(arms=tuple((f"{name}_{rate:g}", arm(name, rate)) for name in chosen for rate in RATES), main_arm="")
@@ -144,8 +144,7 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
         config.experiment.contrasts = CONTRASTS  # a repetition: a family of its own
         return config
     if protocol == "paper9_sdxl_rate":
-        config.subject_tuning.training.learning_rate = SUPERVISOR_RATE
-        config.experiment.supervisor = "sdxl_rate"
+        second_supervisor(config, "sdxl_rate", SUPERVISOR_RATE)
         config.experiment.arms = tuple((name, arm(name, rate)) for name, rate in CHOSEN.items() if name != "diffusion_on_proxies")
         config.experiment.primary = PRIMARY
         return config
@@ -155,7 +154,7 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
         config.experiment.update(arms=(*((name, arm(name, CHOSEN[name])) for name in varied), *variations), main_arm="")
         return config
     config.experiment.further_tests = {"paper9": 2, "proxies": 7}.get(protocol, 0)  # each other's contrasts: nine in all, of the same subjects
-    if protocol in ("paper9", *ALL_ARMS):
+    if protocol in ("paper9", *OF_ALL):
         without = dict(prior=dict(weight=0.0))
         config.experiment.arms = (
             *((name, arm(name, rate)) for name, rate in CHOSEN.items()),
@@ -166,7 +165,7 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
         config.experiment.primary = PRIMARY
         config.experiment.contrasts = (*CONTRASTS, ("proxy_without_prior", "direct_without_prior"), ("oracle", "proxy"))
         config.experiment.account_arms = ("proxy", "diffusion_on_proxies", "oracle") if protocol == "paper9" else ()
-    if protocol in ("proxies", *ALL_ARMS):
+    if protocol in ("proxies", *OF_ALL):
         one = student(CHOSEN["proxy"], source="proxies", proxy_prompts=(prompts.PAPER_TEMPLATE,))
         fewer = tuple((f"proxy_{count}", student(CHOSEN["proxy"], source="proxies", num_proxies=count)) for count in FEWER)
         config.experiment.contrasts += (("proxy", "proxy_one_prompt"),)

@@ -17,7 +17,7 @@ from proxy_jax import processes, storage
 
 HASHED_LIMIT_BYTES = 64 << 20
 SAMPLES, SAMPLE_BYTES = 64, 64 << 10
-SETTLED_NS = 2_000_000_000  # a file that was changed so long ago gets another time when it changes again
+SETTLED_NS = 2_000_000_000  # a file whose status changed so long ago gets another time with its next change, however coarse the clock
 
 
 def canonical(key: Any) -> str:
@@ -35,20 +35,21 @@ def fingerprint(path: Path) -> str:
 
     Files up to 64 MiB are hashed whole. Larger ones (weights) by size and 64 samples of 64 KiB, the first and last bytes among
     them, and not by time: a copy counts as the same file, and a change between the samples is not seen. Links are followed.
-    A process reads a file once, and again when its time or size has changed. Raises FileNotFoundError.
+    A process reads a file once, and again after a change. Raises FileNotFoundError.
     """
     path = Path(path)
     if path.is_dir():
         files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
         return digest({name: fingerprint(file) for name, file in files.items() if not any(part.startswith(".") for part in name.split("/"))})
     seen = path.stat()
-    settled = time.time_ns() - seen.st_mtime_ns > SETTLED_NS  # clocks of file systems are coarse: two changes can have one time
+    settled = time.time_ns() - seen.st_ctime_ns > SETTLED_NS
     read = _hashed if settled else _hashed.__wrapped__
-    return read(path.resolve(), seen.st_size, seen.st_mtime_ns, seen.st_ino)
+    return read(path.resolve(), seen.st_size, (seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns))
 
 
 @functools.cache
-def _hashed(path: Path, size: int, *_: int) -> str:
+def _hashed(path: Path, size: int, version: tuple[int, ...]) -> str:
+    """The digest of a file in one state; version: what the file system gives another of when the file changes."""
     if size <= HASHED_LIMIT_BYTES:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     result = hashlib.sha256(str(size).encode())

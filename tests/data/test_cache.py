@@ -1,6 +1,8 @@
 """proxy_jax/data/cache.py: kept results, broken files, keys and fingerprints."""
 
 import os
+import time
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -116,17 +118,26 @@ def test_fingerprints(tmp_path):
         cache.fingerprint(tmp_path / "model")
 
 
-def test_a_file_is_read_again_when_it_has_changed(tmp_path):
-    path, found = tmp_path / "weights", []
-    for seconds, content in ((1, "a"), (2, "b"), (2, "b"), (3, "a")):
-        path.write_text(content)
-        os.utime(path, (seconds, seconds))
-        found.append(cache.fingerprint(path))
-    assert found[0] == found[3] != found[1] == found[2]
-    os.utime(path)
-    assert cache.fingerprint(path) == found[0]
-    path.write_text("b")  # of the same size, and perhaps of the same time
-    assert cache.fingerprint(path) == found[1]
+def test_a_file_is_read_once_and_again_after_a_change_that_keeps_its_time_and_size(tmp_path, monkeypatch):
+    path, reads = tmp_path / "weights", []
+    whole = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: reads.append(self) or whole(self))
+
+    def found(content=None, anew=False):
+        if content is not None:
+            if anew:
+                path.unlink()
+            path.write_text(content)
+            os.utime(path, (1, 1))
+            time.sleep(0.05)
+        return cache.fingerprint(path)
+
+    assert found("a") != found("b") and len(reads) == 2
+    assert found() == found() and len(reads) == 4, "changed a moment ago: not remembered"
+    monkeypatch.setattr(cache, "SETTLED_NS", 0)
+    first = found()
+    assert found() == first and len(reads) == 5
+    assert found("c") != first and found("d", anew=True) not in (first, found("c", anew=True)) and found("b") == first
 
 
 def test_large_files_go_by_size_and_samples_not_by_time_or_place(tmp_path, monkeypatch):

@@ -561,8 +561,12 @@ def test_settings_are_what_the_rule_chooses_from_the_committed_results(superviso
     assert not best or max(best, key=best.get) == dreambench.BEST_DIRECT
 
 
-def test_a_second_supervisor_changes_only_what_learns_from_it_or_is_it(tmp_path):
-    first, second = (dict(experiment.runs(dreambench.get_config(name), "cat", tmp_path)) for name in ("paper9", "paper9_sdxl"))
+@pytest.mark.parametrize(
+    ("protocol", "rate"), [("paper9_sdxl", dreambench.CHOSEN_SDXL["supervisor"]), ("paper9_sdxl_rate", dreambench.SUPERVISOR_RATE)]
+)
+def test_a_second_supervisor_changes_only_what_learns_from_it_or_is_it(protocol, rate, tmp_path):
+    first, second = (dict(experiment.runs(dreambench.get_config(name), "cat", tmp_path)) for name in ("paper9", protocol))
+    assert second["shared"].subject_tuning.training.learning_rate == rate and second["shared"].supervisor.family == "sdxl"
     for name in set(first) & set(second):
         stages = experiment.stages(name, first[name])
         roles = experiment.roles(first[name], stages) | {"supervisor" for stage in stages if first[name].get(stage, {}).get("source") == "proxies"}
