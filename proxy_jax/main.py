@@ -84,7 +84,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything the run wr
 PREFLIGHT = flags.DEFINE_string("preflight", None, "A TPU topology to compile for in place of running, or auto.")
 PREFLIGHT_JSON = flags.DEFINE_string("preflight_json", None, "File for preflight's figures.")
 PREFLIGHT_ONLY = flags.DEFINE_string("preflight_only", "", "Regular expression of the programs to compile; default: all.")
-PREFLIGHT_FULL = flags.DEFINE_bool("preflight_full", False, "Compile as a run does: six times slower, more exact.")
+PREFLIGHT_FULL = flags.DEFINE_bool("preflight_full", False, "Compile as a run does: several times slower, more exact.")
 STAGE_NAMES = flags.DEFINE_list("stages", None, "Stages to run, separated by commas; default: the config's.")
 COORDINATOR = flags.DEFINE_string("coordinator", os.environ.get("JAX_COORDINATOR_ADDRESS"), "HOST:PORT of process 0 that all processes can reach.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", os.environ.get("JAX_NUM_PROCESSES"), "How many processes this run has.", lower_bound=1)

@@ -348,7 +348,7 @@ class DoesNotFit(Exception):
 
 @contextlib.contextmanager
 def _effort(quick: bool) -> Iterator[None]:
-    """With `quick` XLA tries least to make programs fast: six times quicker to compile, memory within a tenth of a run's."""
+    """With `quick` XLA tries least to make programs fast: several times quicker to compile, memory near that of a run, that of small ones less so."""
     names = ("jax_optimization_level", "jax_memory_fitting_level")
     before = {name: getattr(jax.config, name) for name in names}
     for name in names:
