@@ -205,7 +205,7 @@ def run(config: ConfigDict, workdir: Path, stages: list[str] | tuple[str, ...]) 
     if not set(stages) <= set(validation.WITHOUT_SUBJECT):
         learners.subject(config, workdir)  # photos that cannot be read stop the run before it changes anything
     logging.info("%d %s device(s), mesh %s%s", len(jax.devices()), jax.default_backend(), dict(mesh.shape), f": {why}" if why else "")
-    processes.watch_for_preemption()
+    processes.watch_for_preemption(storage.discard)
     for name in stages:
         with sharding.use(meshes.of_stage(name, config, workdir, mesh)):
             contract.complete(name, STAGES[name], config, workdir)
@@ -260,7 +260,7 @@ def main(argv: list[str]) -> None:
     except EXPLAINED as error:
         processes.leave(f"error: {error}", 1)
     except processes.Preempted:
-        processes.leave("preempted; the same command goes on with what is done", processes.PREEMPTED)
+        processes.leave(processes.PREEMPTED_MESSAGE, processes.PREEMPTED)
     except KeyboardInterrupt:
         processes.leave("interrupted; the same command goes on with what is done", 130)
     except Exception:

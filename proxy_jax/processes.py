@@ -4,14 +4,15 @@ All of them run the same program on the same workdir, which all see (storage.py)
 """
 
 import contextlib
+import functools
 import json
+import multiprocessing
 import os
 import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -21,7 +22,7 @@ from jax.experimental import multihost_utils
 
 PREEMPTED = 75  # exit status of a run that a preemption ended: sysexits.h's EX_TEMPFAIL, try again
 SILENCE_SECONDS = 100  # after which a process that went without a word counts as lost, and all others stop
-AGAIN_S = 0.05  # after which Preempted comes again where Python dropped it
+PREEMPTED_MESSAGE = "preempted; the same command goes on with what is done"
 PATIENCE_MS = 24 * 3600 * 1000  # with a process that is still there
 
 _index, _count = 0, 1
@@ -143,42 +144,46 @@ def leave(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def watch_for_preemption() -> None:
-    """From here on SIGTERM, which machines send before they are taken away, ends the run with Preempted.
+def watch_for_preemption(discard: Callable[[], object] = lambda: None) -> None:
+    """From here on SIGTERM, which machines send before they are taken away, ends the run.
 
-    Alone, at once, but for work under `finishing`. Of several processes, at the next `preempted` that all of them ask.
+    Alone, at once, as kill -9 would but for the status and a word: an exception would come out of whatever call is under way, and libraries
+    drop it, or make another of it. Work under `finishing` is finished first. Of several processes, at the next `preempted` that all of
+    them ask. discard: called before an end at once, to take away what nobody needs afterwards.
     """
     jax.devices()  # a TPU's library has a handler too, which it installs when it loads
     # It takes the place of jax's own as well: Orbax and a loop would each count its sync points in their own way.
-    signal.signal(signal.SIGTERM, _notice)
-    sys.unraisablehook = _raise_later
+    signal.signal(signal.SIGTERM, functools.partial(_notice, discard))
 
 
-def _notice(signum: int, frame: object) -> None:
+def _notice(discard: Callable[[], object], signum: int, frame: object) -> None:
     global _noticed
     _noticed = True
     if _count == 1 and not _finishing:
-        raise Preempted
+        _end_at_once(discard)
 
 
-def _raise_later(dropped: Any) -> None:
-    """Python drops what is raised in a destructor, or in what the garbage collector calls: a Preempted comes again, a moment later."""
-    if dropped.exc_type is not Preempted:
-        return sys.__unraisablehook__(dropped)
-    again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM))
-    again.daemon = True
-    again.start()
+def _end_at_once(discard: Callable[[], object]) -> NoReturn:
+    try:
+        for child in multiprocessing.active_children():
+            child.kill()
+        discard()
+        os.write(2, f"{PREEMPTED_MESSAGE}\n".encode())  # print may be under way, and does not allow for another
+    finally:
+        os._exit(PREEMPTED)
 
 
 @contextlib.contextmanager
 def finishing() -> Iterator[None]:
-    """Inside the block a step under way is finished; ask `preempted` after each."""
+    """Inside the block a step under way is finished; ask `preempted` after each. At its end a run that was told to stop in it does."""
     global _finishing
     _finishing += 1
     try:
         yield
     finally:
         _finishing -= 1
+    if _count == 1 and _noticed and not _finishing:
+        raise Preempted
 
 
 def preempted() -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -49,7 +50,8 @@ def check_address(workdir: str) -> None:
 def opened(workdir: str) -> Iterator[Path]:
     """The folder of a workdir: itself, or for an address an empty working copy that lasts as long as the block (TMPDIR says on which disk).
 
-    `pull` fills it; at the end of the block, however it comes, what the first process has written since is pushed.
+    `pull` fills it; at the end of the block, however it comes, what the first process has written since is pushed. `discard` is for an end
+    of the process that does not come to the end of the block.
     """
     global _copy
     if not is_address(workdir):
@@ -86,6 +88,14 @@ def pull() -> None:
         processes.barrier()  # the first has taken away what it tried the bucket with
         _copy.pull()
         processes.barrier()
+
+
+def discard() -> None:
+    """Removes the working copy, with what was not pushed, which is not pushed any more."""
+    global _copy
+    if _copy is not None:
+        left, _copy = _copy, None
+        shutil.rmtree(left.scratch, ignore_errors=True)
 
 
 def push() -> None:
@@ -126,6 +136,7 @@ class WorkingCopy:
 
     def __init__(self, address: str, scratch: Path):
         self._address, self._root = address, address.removeprefix(SCHEME)
+        self.scratch = scratch
         self.folder = scratch / self._root  # so that paths in messages end as the address does
         self.folder.mkdir(parents=True)
         self._stamps: dict[str, tuple[int, int]] | None = None  # of each file here that is in the bucket, its size and time; None: not pulled yet

@@ -56,6 +56,17 @@ def test_what_one_run_leaves_the_next_finds(bucket):
     assert bucket.versions("next/run") == after, "a run that changes nothing writes nothing"
 
 
+def test_what_is_discarded_leaves_the_bucket_as_it_is(bucket):
+    with storage.opened("gs://bucket/discarded/run") as folder:
+        storage.pull()
+        write(folder, pushed="a", changed="b")
+        storage.push()
+        write(folder, changed="c", new="d")
+        storage.discard()
+        assert not any(parent.exists() for parent in (folder, *folder.parents[:2])), "nothing is left on this machine"
+    assert pulled("gs://bucket/discarded/run") == {"pushed.json": "a", "changed.json": "b"}
+
+
 def test_other_processes_see_what_the_first_wrote(bucket, monkeypatch):
     """And write nothing into the bucket themselves."""
     with storage.opened("gs://bucket/shared") as folder:

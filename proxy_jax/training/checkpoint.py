@@ -11,7 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from proxy_jax import storage
+from proxy_jax import processes, storage
 
 ITEMS = ("state", "listing", "position")
 
@@ -41,8 +41,9 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with processes.finishing():
+            self._manager.wait_until_finished()
+            self._manager.close()
 
     def latest_step(self) -> int | None:
         """The newest complete step, or None."""

@@ -120,11 +120,12 @@ def test_killed_runs_resume_to_the_same_artefacts(finished, subject_flags, tmp_p
             time.sleep(0.02)
         assert process.poll() is None, f"ended before {moment}: {workdir.with_suffix('.log').read_text()[-2000:]}"
         os.kill(process.pid, sent)
-        assert process.wait() == (PREEMPTED if sent == signal.SIGTERM else -sent)
-        if moment == "proxy_tuning/metrics.jsonl":  # the first step was under way, and is not lost
-            assert [path.name for path in (workdir / "proxy_tuning" / "checkpoints").iterdir()] == ["1"]
+        assert process.wait() == (PREEMPTED if sent == signal.SIGTERM else -sent), f"{moment}: {workdir.with_suffix('.log').read_text()[-4000:]}"
+        if moment == "proxy_tuning/metrics.jsonl":  # the step that was under way, the first if the machine is not busy, is not lost
+            saved = max(int(path.name) for path in (workdir / "proxy_tuning" / "checkpoints").iterdir())
+            assert 1 <= saved < 8
     text = finish(start(workdir, *subject_flags), workdir)
-    assert "resumed where it was interrupted" in text and "resuming from step 1 of" in text
+    assert "resumed where it was interrupted" in text and f"resuming from step {saved} of {workdir}/proxy_tuning" in text
     assert text.count("preempted; the same command goes on") == 4
     ours, uninterrupted = artefacts(workdir), artefacts(finished)
     assert ours.keys() == uninterrupted.keys()
