@@ -5,7 +5,7 @@
 exec 3>&1                                 # commands are shown here, also those whose output is captured
 POLL_SECONDS=${POLL_SECONDS:-30}          # between two looks at a machine that is being made or has lost its connection
 PROGRAM_FAILED=3                          # what detached.sh exits with when the program itself failed: no reason to run it again
-PREEMPTED=75                              # and when the program has saved because it was told to stop: run it again
+PREEMPTED=75                              # and when it was told to stop: run it again
 LOST_CONNECTIONS=20                       # to one machine, before giving up
 
 type='' zone='' name=proxy-jax project='' cluster='' reservation='' reserved='' spot='' keep='' delete='' dry_run='' workdir=''

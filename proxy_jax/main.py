@@ -27,7 +27,7 @@ TOPOLOGY is v4, v5e, v5p or v6e and a shape (v5e:2x4, v5p:2x2x1; two slices: 2xv
 Run the same command again to resume: finished stages are skipped, an interrupted one goes on from its last checkpoint, and one
 whose inputs changed runs anew. Every field of the config can be set; configs/base.py lists them all with what they do.
 FOLDER may be gs://BUCKET/FOLDER. It takes gcsfs: pip install -e ".[gs]".
-A run that gets SIGTERM, as before a preemption, saves after the step under way and exits with 75. Several processes run the same
+A run that gets SIGTERM, as before a preemption, finishes and saves a step under way and exits with 75. Several processes run the same
 command on a workdir that all see; where they do not find each other (TPU slices, Slurm), give --coordinator and the two numbers.
 """
 
@@ -205,7 +205,7 @@ def run(config: ConfigDict, workdir: Path, stages: list[str] | tuple[str, ...]) 
     if not set(stages) <= set(validation.WITHOUT_SUBJECT):
         learners.subject(config, workdir)  # photos that cannot be read stop the run before it changes anything
     logging.info("%d %s device(s), mesh %s%s", len(jax.devices()), jax.default_backend(), dict(mesh.shape), f": {why}" if why else "")
-    processes.watch_for_preemption(storage.discard)
+    processes.watch_again()
     for name in stages:
         with sharding.use(meshes.of_stage(name, config, workdir, mesh)):
             contract.complete(name, STAGES[name], config, workdir)
@@ -248,6 +248,7 @@ def main(argv: list[str]) -> None:
         except EXPLAINED as error:
             sys.exit(f"error: {error}")
     stages = STAGE_NAMES.value or CONFIG.value.stages
+    processes.watch_for_preemption(storage.discard)
     try:
         with storage.opened(WORKDIR.value) as workdir:
             if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

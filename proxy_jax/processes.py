@@ -28,6 +28,7 @@ PATIENCE_MS = 24 * 3600 * 1000  # with a process that is still there
 _index, _count = 0, 1
 _words = _checks = 0  # how often all have agreed on something, and asked whether to stop
 _noticed, _finishing, _stop_at = False, 0, None
+_handler: Callable[[int, object], None] | None = None
 
 
 class ProcessesError(RuntimeError):
@@ -135,25 +136,38 @@ def barrier() -> None:
 
 
 def leave(message: str, status: int) -> NoReturn:
-    """Ends this process. Unless all of a run end here (status 0 or PREEMPTED), at once: the others, left waiting, are then told by jax."""
+    """Ends this process. Unless all of a run end here (status 0 or PREEMPTED), at once: the others, left waiting, are then told by jax.
+
+    At once too where a run that is alone was told to stop: threads that were at work may take long to end, or end badly.
+    """
     if _count == 1 and status == 1:
         sys.exit(message)  # Python prints it
     print(message, file=sys.stderr, flush=True)
-    if _count > 1 and status not in (0, PREEMPTED):
+    sys.stdout.flush()
+    if status and (status == PREEMPTED) == (_count == 1):
         os._exit(status)
     sys.exit(status)
 
 
-def watch_for_preemption(discard: Callable[[], object] = lambda: None) -> None:
+def watch_for_preemption(discard: Callable[[], object]) -> None:
     """From here on SIGTERM, which machines send before they are taken away, ends the run.
 
-    Alone, at once, as kill -9 would but for the status and a word: an exception would come out of whatever call is under way, and libraries
-    drop it, or make another of it. Work under `finishing` is finished first. Of several processes, at the next `preempted` that all of
-    them ask. discard: called before an end at once, to take away what nobody needs afterwards.
+    Alone, as soon as the call under way is back in Python, as kill -9 would but for the status and a word: an exception would come out of
+    that call, and libraries drop it, or make another of it. Work under `finishing` is finished first. Of several processes, at the next
+    `preempted` that all of them ask. discard: called before an end at once, to take away what nobody needs afterwards.
     """
-    jax.devices()  # a TPU's library has a handler too, which it installs when it loads
-    # It takes the place of jax's own as well: Orbax and a loop would each count its sync points in their own way.
-    signal.signal(signal.SIGTERM, functools.partial(_notice, discard))
+    global _handler
+    _handler = functools.partial(_notice, discard)
+    watch_again()
+
+
+def watch_again() -> None:
+    """To be called when jax has its devices: a TPU's library has installed a handler of its own. Does nothing where nobody watches.
+
+    jax's handler for several processes has to go too: Orbax and a loop would each count its sync points in their own way.
+    """
+    if _handler is not None:
+        signal.signal(signal.SIGTERM, _handler)
 
 
 def _notice(discard: Callable[[], object], signum: int, frame: object) -> None:
@@ -164,6 +178,7 @@ def _notice(discard: Callable[[], object], signum: int, frame: object) -> None:
 
 
 def _end_at_once(discard: Callable[[], object]) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         for child in multiprocessing.active_children():
             child.kill()
@@ -175,14 +190,17 @@ def _end_at_once(discard: Callable[[], object]) -> NoReturn:
 
 @contextlib.contextmanager
 def finishing() -> Iterator[None]:
-    """Inside the block a step under way is finished; ask `preempted` after each. At its end a run that was told to stop in it does."""
+    """Inside the block a step under way is finished; ask `preempted` after each.
+
+    A run that is alone and was told to stop in the block raises Preempted at its end, unless another exception is under way.
+    """
     global _finishing
     _finishing += 1
     try:
         yield
     finally:
         _finishing -= 1
-    if _count == 1 and _noticed and not _finishing:
+    if _count == 1 and _noticed and not _finishing and sys.exc_info()[0] is None:
         raise Preempted
 
 

@@ -27,6 +27,7 @@ STARTED, DONE = "STARTED.json", "DONE.json"  # the files by which a stage's othe
 AT_ONCE = 16  # files on their way
 
 _copy: "WorkingCopy | None" = None
+_partials: set[Path] = set()  # being written
 
 
 class StorageError(RuntimeError):
@@ -57,13 +58,15 @@ def opened(workdir: str) -> Iterator[Path]:
     if not is_address(workdir):
         yield Path(workdir).expanduser().resolve()
         return
-    with tempfile.TemporaryDirectory(prefix="proxy_jax-") as scratch:
-        _copy = WorkingCopy(workdir.rstrip("/"), Path(scratch).resolve())
-        try:
-            yield _copy.folder
-        finally:
-            push()
-            _copy = None
+    try:
+        with tempfile.TemporaryDirectory(prefix="proxy_jax-") as scratch:
+            _copy = WorkingCopy(workdir.rstrip("/"), Path(scratch).resolve())
+            try:
+                yield _copy.folder
+            finally:
+                push()
+    finally:
+        _copy = None
 
 
 @contextlib.contextmanager
@@ -74,11 +77,13 @@ def whole(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    _partials.add(partial)
     try:
         yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+        _partials.remove(partial)
 
 
 def pull() -> None:
@@ -91,8 +96,10 @@ def pull() -> None:
 
 
 def discard() -> None:
-    """Removes the working copy, with what was not pushed, which is not pushed any more."""
+    """Removes files half written, and the working copy with what was not pushed, which is not pushed any more."""
     global _copy
+    for partial in tuple(_partials):
+        partial.unlink(missing_ok=True)
     if _copy is not None:
         left, _copy = _copy, None
         shutil.rmtree(left.scratch, ignore_errors=True)

@@ -97,7 +97,7 @@ class Stopped(BaseException):
 
 
 class Objects:
-    """A bucket as WorkingCopy uses one, which after `left` changes stops whoever asks for another: for good, or once, as a signal would."""
+    """A bucket as WorkingCopy uses one, which after `left` changes stops whoever asks for another: for good, or once, as Ctrl-C would."""
 
     def __init__(self, once: bool):
         self.content, self.left, self.once = {}, 10**6, once
@@ -130,7 +130,7 @@ class Objects:
         return {name: {"generation": content} for name, content in self.content.items()}
 
 
-@pytest.mark.parametrize("once", [False, True], ids=["killed", "told to stop"])
+@pytest.mark.parametrize("once", [False, True], ids=["killed", "interrupted"])
 def test_a_run_stopped_between_any_two_objects_leaves_stages_that_can_be_judged(once, monkeypatch):
     """A finished stage is put away for one of other inputs: DONE.json never vouches for files that are not there, nor STARTED.json for others."""
     for moment in itertools.count():

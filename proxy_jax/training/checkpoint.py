@@ -27,7 +27,10 @@ def listing(state: Any) -> dict[str, str]:
 
 
 class Checkpoints:
-    """The checkpoints in `directory`, of which the newest `keep` stay. A context manager: leaving it waits for the last write."""
+    """The checkpoints in `directory`, of which the newest `keep` stay. A context manager: leaving it waits for the last write.
+
+    That is work under processes.finishing, whose exception it may raise.
+    """
 
     def __init__(self, directory: Path, *, keep: int):
         self.directory = storage.checkpoints(directory)

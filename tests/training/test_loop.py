@@ -15,6 +15,7 @@ from flax import nnx
 from tensorboardX.proto import event_pb2
 from tiny_run import ROWS, WIDTH, Data, Tiny, noisy_loss, run
 
+from proxy_jax import processes
 from proxy_jax.models import parameters
 from proxy_jax.training import checkpoint, loop, lora, optimizer
 from tests import cheap_xla
@@ -181,11 +182,28 @@ def test_resume_refuses_another_run(whole_run):
         loop.fit(model, noisy_loss, Data(), config=tiny_run.config(), trainable=lora.is_parameter, directory=directory, seed=8)
 
 
-def test_stops_at_a_loss_that_is_not_finite(tmp_path):
-    """The message names step, loss and tensors; nothing is saved afterwards and at most one more batch is read."""
-    data = Data(change=lambda number, batch: batch | {"x": batch["x"] * (np.nan if number == 7 else 1)})
+def test_a_stop_is_after_the_step_under_way(tmp_path):
+    """SIGTERM before the fifth batch is handed out, two steps after a checkpoint: the fifth step is taken and saved."""
+    stopped = script(str(tmp_path), "--kill_at", "4", f"--signal={int(signal.SIGTERM)}")
+    assert stopped.returncode == processes.PREEMPTED and stopped.stderr.endswith("preempted\n"), stopped.stderr
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
+    with checkpoint.Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+        assert checkpoints.all_steps() == [3, 5]
+
+
+@pytest.mark.parametrize("told_to_stop", [False, True])
+def test_stops_at_a_loss_that_is_not_finite(tmp_path, told_to_stop, monkeypatch):
+    """The message names step, loss and tensors; nothing is saved afterwards and at most one more batch is read. A stop does not hide it."""
+    monkeypatch.setattr(processes, "_noticed", False)
+
+    def change(number: int, batch: dict) -> dict:
+        processes._noticed = told_to_stop and number == 7
+        return batch | {"x": batch["x"] * (np.nan if number == 7 else 1)}
+
+    data = Data(change=change)
     with pytest.raises(loop.NonFiniteError, match=r"step 7: loss nan, gradient not finite in .*lora"):
         run(tmp_path, data, checkpoint_every=2)
+    processes._noticed = False
     assert data.number <= 8
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
     with checkpoint.Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:

@@ -105,7 +105,7 @@ def main() -> None:
     if flags.processes:
         coordinator, count, index = flags.processes
         processes.start(coordinator, int(count), int(index), 60)
-    processes.watch_for_preemption()
+    processes.watch_for_preemption(lambda: None)
     meshes = [sharding.make_mesh(*sizes) for sizes in flags.mesh] if flags.mesh else [None]
     for part, mesh in enumerate(meshes, 1):
         steps = 12 * part // len(meshes)
