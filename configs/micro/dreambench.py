@@ -127,7 +127,7 @@ def get_config(protocol: str = "paper9") -> ConfigDict:
         config.experiment = base.experiment()
         config.experiment.shared = dict(evaluation=dict(arms=("supervisor", "untuned_supervisor", "untuned_student")))
     config.experiment.update(subjects=subjects, photos=f"{common.CHECKPOINTS}/dreambench")
-    # Those of all thirty are of one kind of machine, so none is shared with the nine.
+    # All thirty are made anew, on a GPU as the others were not, so none is shared with the nine.
     results = DOCUMENT / "dreambench30" / "results" if protocol in OF_ALL else DOCUMENT / "results"
     config.experiment.update(results=str(results), document=str(DOCUMENT / protocol))
     chosen = CHOSEN
